@@ -1,0 +1,1 @@
+"""Fused operators for codebook lookups: sources, dispatch and benchmarks."""

@@ -1,0 +1,1 @@
+"""Metrics with additive states; see `mmtok.metrics.base` for the contract."""

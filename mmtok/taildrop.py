@@ -1,0 +1,89 @@
+"""Tail drop: how many codes are sent, drawn per sample while training so that any prefix decodes.
+
+A policy draws lengths; the `coding` it holds says what a length cuts (the sequence, residual depth, grids, blocks)
+and what the length costs in bits. Sources: One-D-Piece (uniform), FlexTok (powers of two), SoundStream (depth).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmtok.keep import KeepCoding, Prefix, Shapes
+
+
+class TailDrop(nn.Module):
+    """Base of the policies: draws one length per item and per symbol of `coding`.
+
+    coding      which masks a length stands for (default: a prefix of the last axis)
+    min_length  shortest prefix that is drawn or accepted
+    per_batch   one length for the whole batch instead of one per item (as One-D-Piece trained)
+    """
+
+    def __init__(self, coding: KeepCoding | None = None, min_length: int = 1, per_batch: bool = False) -> None:
+        super().__init__()
+        if min_length < 1:
+            raise ValueError(f"tail.min_length must be at least 1, got {min_length}")
+        self.coding = coding if coding is not None else Prefix(-1)
+        self.min_length = min_length
+        self.per_batch = per_batch
+
+    def lengths(self, batch: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+        """int64 [batch] lengths in [min_length, size], on the CPU."""
+        raise NotImplementedError
+
+    def sample(
+        self, shapes: Shapes, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> tuple[Tensor, ...]:
+        """One bool mask per grid, drawn from the CPU generator so that it does not depend on the device."""
+        rows = 1 if self.per_batch else batch
+        columns = [self.lengths(rows, size, generator) for size in self.coding.sizes(shapes)]
+        symbols = torch.stack(columns, 1) - 1
+        return self.coding.masks(symbols.expand(batch, -1).to(device), shapes)
+
+    def keep(self, shapes: Shapes, batch: int, length: int | None, device: torch.device | str) -> tuple[Tensor, ...]:
+        """Masks that send the first `length` (all, when None) of every block; ValueError out of range."""
+        sizes = self.coding.sizes(shapes)
+        if length is not None and not self.min_length <= length <= max(sizes):
+            raise ValueError(f"num_tokens: this model sends {self.min_length} to {max(sizes)}, got {length}")
+        symbols = [min(size, length or size) - 1 for size in sizes]
+        return self.coding.masks(torch.tensor(symbols, device=device).expand(batch, -1), shapes)
+
+
+class UniformTail(TailDrop):
+    """k ~ U{min_length..L} (One-D-Piece, arXiv 2501.10064)."""
+
+    def lengths(self, batch: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.randint(min(self.min_length, size), size + 1, (batch,), generator=generator)
+
+
+class PowerOfTwoTail(TailDrop):
+    """k uniform over {1, 2, 4, ...} up to L, L itself included (FlexTok, arXiv 2502.13967)."""
+
+    def lengths(self, batch: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+        choices = [1 << n for n in range(size.bit_length()) if self.min_length <= 1 << n < size] + [size]
+        return torch.tensor(choices)[torch.randint(len(choices), (batch,), generator=generator)]
+
+
+class TruncatedNormalTail(TailDrop):
+    """k ~ N(mean * L, (std * L)^2), redrawn until it lies in [min_length, L] (by inverse CDF, rounded).
+
+    mean and std are fractions of the full length.
+    """
+
+    def __init__(
+        self, mean: float = 0.5, std: float = 0.25, coding: KeepCoding | None = None, min_length: int = 1,
+        per_batch: bool = False,
+    ) -> None:
+        super().__init__(coding, min_length, per_batch)
+        if std <= 0:
+            raise ValueError(f"tail.std must be positive, got {std}")
+        self.mean, self.std = mean, std
+
+    def lengths(self, batch: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+        low = min(self.min_length, size)
+        bounds = (torch.tensor([low - 0.5, size + 0.5], dtype=torch.float64) / size - self.mean) / self.std
+        below, above = torch.special.ndtr(bounds).tolist()
+        u = torch.rand(batch, generator=generator, dtype=torch.float64) * (above - below) + below
+        drawn = (torch.special.ndtri(u) * self.std + self.mean) * size
+        return drawn.round().to(torch.int64).clamp(low, size)
