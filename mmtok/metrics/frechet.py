@@ -1,0 +1,93 @@
+"""Frechet distance between two sets of image features, from float64 moments (Heusel et al., arXiv 1706.08500).
+
+Legend: B batch, D features, n images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmtok.metrics.base import Metric, key_hash
+
+
+class Moments(Metric):
+    """Count, sum and sum of outer products of features [B, D]: all that a Gaussian fit needs."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(
+            count=torch.zeros(1, dtype=torch.int64), total=torch.zeros(dim, dtype=torch.float64),
+            outer=torch.zeros(dim, dim, dtype=torch.float64),
+        )
+
+    def update(self, features: Tensor) -> None:
+        """Counts float [B, D]; ValueError when a feature is not finite."""
+        x = features.detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("frechet: features hold NaN or infinity")
+        self.add("count", torch.tensor([x.shape[0]]))
+        self.add("total", x.sum(0))
+        self.add("outer", x.T @ x)
+
+    @property
+    def count(self) -> int:
+        return int(self.states["count"])
+
+    def gaussian(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] and unbiased covariance [D, D]; ValueError below two images."""
+        if self.count < 2:
+            raise ValueError(f"frechet: needs at least 2 images, got {self.count}")
+        mean = self.states["total"] / self.count
+        cov = (self.states["outer"] - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        return mean, (cov + cov.T) / 2
+
+    def compute(self) -> dict[str, float]:
+        return {"count": float(self.count)}
+
+
+class ReferenceMoments:
+    """Moments of the real images in two halves, split by name so that every process agrees.
+
+    The distance between the halves is the floor below which a value on this many images says little.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.halves = (Moments(dim), Moments(dim))
+
+    def update(self, features: Tensor, keys: tuple[str, ...]) -> None:
+        odd = torch.tensor([key_hash(key) % 2 == 1 for key in keys], device=features.device)
+        self.halves[0].update(features[~odd])
+        self.halves[1].update(features[odd])
+
+    def whole(self) -> Moments:
+        """Both halves together."""
+        first, second = self.halves
+        out = Moments(first.states["total"].numel())
+        for half in (first, second):
+            out.merge(half)
+        return out
+
+    def floor(self) -> float | None:
+        """Distance between the halves; None when one of them has fewer than two images."""
+        if min(half.count for half in self.halves) < 2:
+            return None
+        return frechet_distance(*(half.gaussian() for half in self.halves))
+
+
+def frechet_distance(real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two (mean [D], covariance [D, D]), float64.
+
+    The root's trace is the sum of roots of the eigenvalues of C1^(1/2) C2 C1^(1/2): symmetric, so it stays real and
+    stable when there are fewer images than features.
+    """
+    (mean1, cov1), (mean2, cov2) = real, fake
+    values, vectors = torch.linalg.eigh(cov1)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
+    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def count_name(count: int) -> str:
+    """50000 -> "50k", 76 -> "76": how the number of images appears in a key."""
+    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
