@@ -1,0 +1,72 @@
+"""The containers in which checkpoints are published. Nothing is unpickled beyond tensors and plain values."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+WEIGHTS = ("model.safetensors", "weights.safetensors", "pytorch_model.bin", "last.ckpt")
+CONFIGS = ("config.json", "model.yaml", "config.yaml")
+NESTED = ("state_dict", "model", "ema")
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(published config, {} when there is none; flat state dict) of a weights file or a folder that holds one.
+
+    The config is the file called config.json, model.yaml or config.yaml beside the weights. State dicts nested under
+    `state_dict`, `model` or `ema` are taken out, in this order.
+    """
+    path = Path(path).expanduser()
+    file = path
+    if path.is_dir():
+        found = [path / name for name in WEIGHTS if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{path}: holds none of {', '.join(WEIGHTS)}; name the weights file itself")
+        file = found[0]
+    elif not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    config = next((file.parent / name for name in CONFIGS if (file.parent / name).is_file()), None)
+    return ({} if config is None else read_config(config)), read_state(file)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON or YAML mapping."""
+    try:
+        config = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not valid {path.suffix[1:]}: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a mapping of settings")
+    return config
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The flat state dict of a .safetensors file or of a torch file read with `weights_only=True`."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: damaged or not safetensors: {' '.join(str(error).split())[:200]}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as plain tensors ({' '.join(str(error).split())[:120]}...). Where you trust the file,"
+            " save its state dict alone with safetensors.torch.save_file and import that"
+        ) from None
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: holds no flat state dict, neither at its top nor under {', '.join(NESTED)}")
+    return content

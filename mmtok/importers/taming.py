@@ -1,0 +1,65 @@
+"""taming-transformers VQGAN (arXiv 2012.09841): `last.ckpt` (keys under state_dict) and its `model.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, attention, res_block
+from mmtok.importers.vqgan import all_alive, vq
+
+SYSTEMS = ("taming_vqgan",)
+
+
+def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
+    """{ddconfig, embed_dim, codebook_size} of the published model.yaml."""
+    try:
+        params = published["model"]["params"]
+        return {"ddconfig": params["ddconfig"], "embed_dim": params["embed_dim"], "codebook_size": params["n_embed"]}
+    except (KeyError, TypeError):
+        raise ValueError("importer taming: put the published model.yaml (model.params.ddconfig) beside the weights") from None
+
+
+def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
+    """Our config and state dict."""
+    dd = facts["ddconfig"]
+    levels = len(dd["ch_mult"])
+    mapped = apply(state, rules(levels))
+    mapped.state["quantizer.usage"] = all_alive(mapped.state["quantizer.codebook"])
+    sizes = {
+        "z_channels": dd["z_channels"], "channels": dd["ch"], "channel_mult": list(dd["ch_mult"]),
+        # resolutions are counted at the published input size
+        "attn_levels": [i for i in range(levels) if dd["resolution"] >> i in dd["attn_resolutions"]],
+    }
+    blocks = dd["num_res_blocks"]
+    config = {
+        "class_path": "mmtok.models.image.conv.ConvTokenizer",
+        "init_args": {
+            "encoder": {"class_path": "mmtok.nn.conv2d.ConvEncoder2d", "init_args": sizes | {"num_res_blocks": blocks}},
+            "quantizer": vq(facts["embed_dim"], facts["codebook_size"], l2_norm=False),
+            "decoder": {"class_path": "mmtok.nn.conv2d.ConvDecoder2d", "init_args": sizes | {"num_res_blocks": blocks + 1}},
+            "size": [dd["resolution"]] * 2,
+        },
+    }
+    return Converted(config, mapped.state, mapped.source, mapped.dropped)
+
+
+def rules(levels: int) -> list[Rule | Drop]:
+    """Decoder levels are stored from full resolution down, ours run from the lowest up."""
+    out: list[Rule | Drop] = [
+        Drop(r"loss\..*", "discriminator and LPIPS of the training"),
+        Rule(r"quantize\.embedding\.weight", "quantizer.codebook"),
+        Rule(r"(quant_conv|post_quant_conv)\.(weight|bias)", r"\1.\2"),
+        Rule(r"(encoder|decoder)\.(conv_in|norm_out|conv_out)\.(weight|bias)", r"\1.\2.\3"),
+    ]
+    for i in range(levels):
+        for theirs, ours in ((rf"encoder\.down\.{i}", f"encoder.levels.{i}"), (rf"decoder\.up\.{i}", f"decoder.levels.{levels - 1 - i}")):
+            out += res_block(theirs + r"\.block\.(?P<j>\d+)", ours + r".blocks.\g<j>")
+            out += attention(theirs + r"\.attn\.(?P<j>\d+)", ours + r".attentions.\g<j>")
+            out.append(Rule(theirs + r"\.(?:downsample|upsample)\.conv\.(weight|bias)", ours + r".resample.conv.\1"))
+    for side in ("encoder", "decoder"):
+        out += res_block(rf"{side}\.mid\.block_1", f"{side}.mid.0")
+        out += attention(rf"{side}\.mid\.attn_1", f"{side}.mid.1")
+        out += res_block(rf"{side}\.mid\.block_2", f"{side}.mid.2")
+    return out

@@ -1,0 +1,114 @@
+"""Imported weights reproduce the reference implementations: codes, latents, logits, images, losses, gradients.
+
+The folders under tests/golden/image are small; MMTOK_GOLDEN names a folder whose image/ holds larger ones.
+"""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmtok import importers
+from mmtok.hub import build
+from mmtok.importers.keymap import check_complete
+from mmtok.types import Batch
+
+ROOTS = [Path(__file__).parents[1] / "golden"] + [Path(p) for p in [os.environ.get("MMTOK_GOLDEN")] if p]
+FAMILIES = [importlib.import_module(f"mmtok.importers.{name}") for name in importers.families()]
+FAMILY = {system: family for family in FAMILIES for system in family.SYSTEMS}
+FOLDERS = [f for root in ROOTS for f in sorted((root / "image").glob("*/")) if f.name in FAMILY]
+
+
+def close(actual, expected, atol=2e-5, rtol=1e-4):
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
+
+
+def test_every_image_importer_has_a_golden_folder():
+    assert {folder.name for folder in FOLDERS} == set(FAMILY)
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda f: f"{f.parents[1].name}-{f.name}")
+def golden(request):
+    folder = request.param
+    facts = json.loads((folder / "config.json").read_text())
+    converted = FAMILY[facts["system"]].convert(load_file(folder / "weights.safetensors"), facts)
+    tokenizer = build(converted.config).eval()
+    check_complete(converted.state, tokenizer.state_dict())
+    tokenizer.load_state_dict(converted.state)
+    io = load_file(folder / "io.safetensors")
+    io["x"] = io["x"] * 2 - 1 if facts["value_range"] == [0, 1] else io["x"]
+    return facts, tokenizer, io, converted
+
+
+def published_range(facts, x):
+    """Ours [-1, 1] in the range of the golden images."""
+    return (x + 1) / 2 if facts["value_range"] == [0, 1] else x
+
+
+@torch.no_grad()
+def test_codes_latents_and_losses(golden):
+    facts, tokenizer, io, _ = golden
+    batch = len(io["x"])
+    z = tokenizer.latents(io["x"])
+    close(z.flatten(2), io["z"].flatten(2))
+    quantized = tokenizer.quantizer(z)
+    assert torch.equal(quantized.grids[0].view(batch, -1), io["indices"].view(batch, -1))
+    close(quantized.z.flatten(2), io["z_q"].flatten(2))
+    assert torch.equal(tokenizer.encode(io["x"]).codes.view(batch, -1), io["indices"].view(batch, -1))
+    commit, codebook = quantized.losses["commit"], quantized.losses["codebook"]
+    stored = {  # name in io -> ours, the weights of the published sums put in
+        "loss_commitment": 0.25 * commit, "commitment_loss": 0.25 * commit, "loss_codebook": codebook,
+        "codebook_loss": codebook, "quantizer_loss": 0.25 * commit + codebook, "loss_legacy": commit + 0.25 * codebook,
+        "loss_not_legacy": 0.25 * commit + codebook, "loss_vq": codebook, "loss_commit": 0.25 * commit,
+    }
+    checked = [name for name in stored if name in io]
+    for name in checked:
+        close(stored[name].view(1), io[name], atol=1e-9, rtol=1e-4)
+    assert checked or facts["system"] == "one_d_piece"
+
+
+@torch.no_grad()
+def test_images_and_logits_from_codes_alone(golden):
+    facts, tokenizer, io, _ = golden
+    lengths = facts.get("lengths")
+    for length in lengths or [None]:
+        suffix = "" if length is None else f"_len{length}"
+        tokens = tokenizer.encode(io["x"], num_tokens=length)
+        z = tokenizer.embed(tokens)
+        raw = published_range(facts, tokenizer._from_model(tokenizer.reconstruct(z, tokens), tokens))
+        close(raw, io[f"recon{suffix}"], atol=1e-4)
+        close(tokenizer.decode(tokens), tokenizer._from_model(tokenizer.reconstruct(z, tokens), tokens).clamp(-1, 1))
+        if f"proxy_logits{suffix}" in io:
+            logits = tokenizer.decoder(z, tokens.keep)
+            close(logits, io[f"proxy_logits{suffix}"])
+            close(tokenizer(Batch.of(io["x"])).heads["proxy_logits"], io.get("proxy_logits", io.get(f"proxy_logits_len{facts['num_latent_tokens']}")))
+            if "soft_code" in io:
+                close(tokenizer.pixels.soft_code(logits), io["soft_code"])
+
+
+def test_gradients_of_the_legacy_loss(golden):
+    """taming put beta on the codebook term: a matter of weights, so the gradients must follow."""
+    facts, tokenizer, io, _ = golden
+    if "grad_codebook" not in io:
+        assert facts["system"] != "taming_vqgan"
+        return
+    x = io["x"][:1]
+    tokenizer.train()
+    tokenizer.quantizer.revival = 0.0
+    out = tokenizer(Batch.of(x))
+    loss = out.losses["commit"] + facts["beta"] * out.losses["codebook"] + (out.x - x).abs().mean()
+    loss.backward()
+    close(tokenizer.quantizer.codebook.grad, io["grad_codebook"], atol=1e-8, rtol=1e-3)
+    close(tokenizer.quant_conv.weight.grad, io["grad_quant_conv_weight"], atol=1e-6, rtol=1e-3)
+    close(tokenizer.encoder.conv_in.weight.grad, io["grad_encoder_conv_in_weight"], atol=1e-6, rtol=1e-3)
+
+
+def test_every_published_key_is_accounted_for(golden):
+    _, tokenizer, _, converted = golden
+    published = set(converted.source.values()) | set(converted.dropped)
+    assert len(converted.source) + len(converted.dropped) == len(published)
+    assert set(tokenizer.state_dict()) - set(converted.source) == {"quantizer.usage"}
