@@ -1,0 +1,71 @@
+"""`mmtok shards make` and `mmtok shards check` as plain functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmtok.data.check import CheckReport, check_shards
+from mmtok.data.write import Encoding, Report, make_samples, make_shards
+
+
+def make(
+    source: str,
+    destination: str,
+    samples_per_shard: int = 1000,
+    shard_bytes: int = 1 << 30,
+    short_side: int | None = None,
+    quality: int = 95,
+    workers: int = 1,
+    shuffle: bool = True,
+) -> list[Report]:
+    """Write WebDataset shards and their index.json.
+
+    Args:
+        source: a folder, a folder of class folders, a .csv/.tsv/.jsonl manifest (path, text, ...), Parquet, or
+            samples:image.
+        destination: a new or empty folder. samples:image makes train/ and heldout/ in it.
+        samples_per_shard: at most this many samples a shard.
+        shard_bytes: and at most this many bytes of media.
+        short_side: resize larger images to this short side and store JPEG; by default bytes are kept.
+        quality: of that JPEG, 1 to 100.
+        workers: processes.
+        shuffle: mix the samples once while writing (a fixed order); Parquet keeps its own.
+
+    ValueError when the destination holds anything, or the source is unusable.
+    """
+    if short_side is not None and short_side < 1:
+        raise ValueError(f"short_side: at least 1 pixel, got {short_side}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality: 1 to 100, got {quality}")
+    folder = Path(destination).expanduser()
+    if source.startswith("samples:"):
+        return make_samples(source, folder, short_side, quality, workers)
+    encoding = Encoding(short_side, quality)
+    return [make_shards(source, folder, samples_per_shard, shard_bytes, encoding, workers, shuffle)]
+
+
+def check(folder: str, rewrite: bool = False, workers: int = 1) -> CheckReport:
+    """Decode every sample of a folder of shards, and write index.json where there is none.
+
+    Args:
+        folder: holds the .tar files.
+        rewrite: replace an index.json that is there.
+        workers: processes.
+    """
+    return check_shards(Path(folder).expanduser(), rewrite, workers)
+
+
+def describe(report: Report | CheckReport) -> str:
+    """A report as text for the terminal."""
+    lines = [f"{report.folder}: {report.shards} shards, {report.samples} samples, {report.bytes / 1e6:.1f} MB"]
+    if isinstance(report, CheckReport):
+        total = max(1, sum(report.histogram.values()))
+        for edge, count in report.histogram.items():
+            lines.append(f"  short side >= {edge:5d} px {count:8d}  {'#' * round(40 * count / total)}")
+        lines += [f"  problem: {problem}" for problem in report.problems]
+        lines += [f"  bad: {shard} {key}: {reason}" for shard, key, reason in report.bad]
+        if report.wrote:
+            lines.append("  wrote index.json")
+    else:
+        lines += [f"  left out: {key}: {reason}" for key, reason in report.bad]
+    return "\n".join(lines)

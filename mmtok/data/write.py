@@ -1,0 +1,235 @@
+"""Shards from a source: parallel, atomic, never over something that exists."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import webdataset
+from PIL import Image
+from tqdm import tqdm
+
+from mmtok.data.decode import EXTENSIONS, BadSample, EncodedImage
+from mmtok.data.index import Shard, make_shard, safe_key, save_index
+from mmtok.data.order import mix
+from mmtok.data.samples import HELDOUT, TRAIN
+from mmtok.data.sources import MEDIA, Item, read_items, sample_items
+
+
+@dataclass
+class Report:
+    """What was written. `bad` lists (key, reason) of samples that were left out."""
+
+    folder: Path
+    shards: int = 0
+    samples: int = 0
+    bytes: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How media bytes enter a shard.
+
+    short_side  images whose short side is larger are resized to it (Lanczos) and stored as JPEG; None keeps bytes
+    quality     of that JPEG
+    """
+
+    short_side: int | None = None
+    quality: int = 95
+
+
+def make_shards(
+    source: str, folder: Path, samples_per_shard: int = 1000, shard_bytes: int = 1 << 30,
+    encoding: Encoding = Encoding(), workers: int = 1, shuffle: bool = True, progress: bool = True,
+) -> Report:
+    """Write shards and index.json of a source into a new or empty folder.
+
+    Images are decoded once (a JPEG at 1/8) and unusable ones left out and reported. With `shuffle` the samples
+    are laid out in a fixed pseudo-random order, so that a window of shards mixes classes; Parquet keeps its own.
+    """
+    items = read_items(source)
+    if shuffle and not _is_parquet(source):
+        listed = list(items)
+        order = sorted(range(len(listed)), key=lambda number: mix(0, number))
+        items = iter([listed[number] for number in order])
+    return _write(items, folder, samples_per_shard, shard_bytes, encoding, workers, progress)
+
+
+def make_samples(
+    name: str, folder: Path, short_side: int | None = None, quality: int = 95, workers: int = 1
+) -> list[Report]:
+    """folder/train and folder/heldout of a sample set; held-out photographs always keep their bytes."""
+    reports = []
+    for split, encoding in ((TRAIN, Encoding(short_side, quality)), (HELDOUT, Encoding())):
+        items = sample_items(name, split)
+        if items:
+            report = _write(iter(items), folder / split, 1000, 1 << 30, encoding, workers, progress=False)
+            if report.bad:
+                key, reason = report.bad[0]
+                raise ValueError(f"{name}: {key} cannot be decoded ({reason}); reinstall its package")
+            reports.append(report)
+    return reports
+
+
+def _write(
+    items: Iterator[Item], folder: Path, samples_per_shard: int, shard_bytes: int, encoding: Encoding,
+    workers: int, progress: bool,
+) -> Report:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: already there and not empty; remove it or choose another destination")
+    if samples_per_shard < 1 or shard_bytes < 1 or workers < 1:
+        raise ValueError("shards make: samples_per_shard, shard_bytes and workers must be at least 1")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        report, shards = Report(folder), []
+        jobs = _unique_keys(items, samples_per_shard, shard_bytes)
+        with tqdm(unit=" samples", desc=str(folder), disable=not (progress and sys.stderr.isatty())) as bar:
+            for shard, bad in _run(jobs, partial, encoding, workers):
+                bar.update(len(shard) + len(bad))
+                report.bad += bad
+                if len(shard):
+                    shards.append(shard)
+        if not shards:
+            why = f"; the first is {report.bad[0][0]} ({report.bad[0][1]})" if report.bad else ""
+            raise ValueError(f"{folder}: the source has no usable sample{why}")
+        save_index(partial, shards)
+        os.replace(partial, folder)  # fails rather than overwrite, should the folder have been filled meanwhile
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    report.shards, report.samples = len(shards), sum(len(s) for s in shards)
+    report.bytes = sum(s.bytes for s in shards)
+    return report
+
+
+def _run(
+    jobs: Iterator[tuple[int, list[Item]]], folder: Path, encoding: Encoding, workers: int
+) -> Iterator[tuple[Shard, list[tuple[str, str]]]]:
+    """Results in job order, with a bounded number of jobs in memory."""
+    if workers == 1:
+        for number, items in jobs:
+            yield _write_shard(number, items, folder, encoding)
+        return
+    pending: deque[Future[tuple[Shard, list[tuple[str, str]]]]] = deque()
+    # spawn: forking a process that already runs torch threads can deadlock
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for number, items in jobs:
+            pending.append(pool.submit(_write_shard, number, items, folder, encoding))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _unique_keys(items: Iterable[Item], count: int, size: int) -> Iterator[tuple[int, list[Item]]]:
+    """Numbered groups of items for one shard each; keys made safe and unique."""
+    seen: set[str] = set()
+    group: list[Item] = []
+    total = 0
+    number = itertools.count()
+    for item in items:
+        base = item.key = safe_key(item.key)
+        for again in itertools.count(2):
+            if item.key not in seen:
+                break
+            item.key = f"{base}-{again}"
+        seen.add(item.key)
+        if item.data is not None:
+            weight = len(item.data)
+        else:
+            weight = item.path.stat().st_size if item.path and item.path.is_file() else 0
+        if group and (len(group) >= count or total + weight > size):
+            yield next(number), group
+            group, total = [], 0
+        group.append(item)
+        total += weight
+    if group:
+        yield next(number), group
+
+
+def _write_shard(
+    number: int, items: list[Item], folder: Path, encoding: Encoding
+) -> tuple[Shard, list[tuple[str, str]]]:
+    """One tar, and (key, reason) of the items left out of it."""
+    path = folder / f"{number:06d}.tar"
+    keys: list[str] = []
+    rows: list[dict[str, tuple[int, int]]] = []
+    sizes: list[tuple[int, int]] = []
+    bad: list[tuple[str, str]] = []
+    with open(path, "wb") as file:
+        # mtime 0: the same source gives the same bytes
+        writer = webdataset.TarWriter(file, encoder=False, mtime=0, user="mmtok", group="mmtok", compress=False)
+        for item in items:
+            try:
+                members, size = _members(item, encoding)
+            except BadSample as error:
+                bad.append((item.key, str(error)))
+                continue
+            writer.write({"__key__": item.key, **members})
+            row, end = {}, writer.tarstream.offset
+            for ext in sorted(members, reverse=True):  # the writer lays members out in sorted order
+                length = len(members[ext])
+                end -= -(-length // 512) * 512
+                row[ext] = (end, length)
+                end -= 512
+            keys.append(item.key)
+            rows.append(row)
+            sizes.append(size)
+        writer.close()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if keys else ""
+    shard = make_shard(path.name, path.stat().st_size, digest, keys, rows, sizes)
+    if not keys:
+        path.unlink()
+    return shard, bad
+
+
+def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[int, int]]:
+    """Members by extension, and (H, W) of an image (0, 0 for other media)."""
+    if item.ext not in MEDIA:
+        raise BadSample("unsupported", f"extension .{item.ext}")
+    try:
+        data = item.data if item.data is not None else item.path.read_bytes() if item.path else b""
+    except OSError as error:
+        raise BadSample("missing", error.strerror or str(error)) from None
+    if not data:
+        raise BadSample("empty", "0 bytes")
+    ext, size = item.ext, (0, 0)
+    if ext in EXTENSIONS:
+        image = EncodedImage(data)
+        size = image.size
+        short = encoding.short_side
+        if short and min(size) > short:
+            pixels = image.pixels()
+            scale = short / min(size)
+            size = (round(size[0] * scale), round(size[1] * scale))
+            stream = io.BytesIO()
+            resized = pixels.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+            resized.info.clear()  # no EXIF: the pixels are upright now
+            resized.save(stream, "JPEG", quality=encoding.quality, subsampling=0)
+            ext, data = "jpg", stream.getvalue()
+        else:
+            image.pixels(reduce=8)
+    members = {ext: data}
+    if item.text is not None:
+        members["txt"] = item.text.encode()
+    if item.meta:
+        members["json"] = json.dumps(item.meta, default=str, sort_keys=True).encode()
+    return members, size
+
+
+def _is_parquet(source: str) -> bool:
+    path = Path(source).expanduser()
+    return path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
