@@ -60,8 +60,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path}: cannot be read as plain tensors ({' '.join(str(error).split())[:120]}...). Where you trust the file,"
-            " save its state dict alone with safetensors.torch.save_file and import that"
+            f"{path}: cannot be read as plain tensors ({' '.join(str(error).split())[:120]}...). Where you trust the"
+            " file, save its state dict alone with safetensors.torch.save_file and import that"
         ) from None
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -60,7 +60,10 @@ class Converted:
 def apply(state: dict[str, Tensor], rules: Sequence[Rule | Drop]) -> Mapped:
     """Maps every key by the first rule that matches it; ValueError for keys no rule knows or that collide."""
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-    mapped, source, dropped, unknown = {}, {}, {}, []
+    mapped: dict[str, Tensor] = {}
+    source: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    unknown: list[str] = []
     for key, value in state.items():
         match, rule = next(((m, rule) for pattern, rule in compiled if (m := pattern.fullmatch(key))), (None, None))
         if match is None:
@@ -83,7 +86,7 @@ def check_complete(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """ValueError that names keys or shapes by which a converted state differs from a model's."""
     missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if missing or unexpected:
-        raise ValueError(f"importer: keys missing {missing[:5]}, without a place {unexpected[:5]}: wrong system or sizes")
+        raise ValueError(f"importer: wrong system or sizes: keys missing {missing[:5]}, too many {unexpected[:5]}")
     for key, value in wanted.items():
         if state[key].shape != value.shape:
             raise ValueError(f"importer: {key} is {list(state[key].shape)}, the model asks for {list(value.shape)}")

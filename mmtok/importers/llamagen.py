@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, attention, res_block
-from mmtok.importers.vqgan import all_alive, count, level_widths, vq
+from mmtok.importers.vqgan import all_alive, count, level_widths, vq, vqgan_config
 
 SYSTEMS = ("llamagen_vq",)
 
@@ -33,16 +33,8 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
         "z_channels": facts["z_channels"], "channels": facts["ch"], "channel_mult": list(facts["ch_mult"]),
         "attn_levels": [len(facts["ch_mult"]) - 1],
     }
-    blocks = facts["num_res_blocks"]
-    config = {
-        "class_path": "mmtok.models.image.conv.ConvTokenizer",
-        "init_args": {
-            "encoder": {"class_path": "mmtok.nn.conv2d.ConvEncoder2d", "init_args": sizes | {"num_res_blocks": blocks}},
-            "quantizer": vq(facts["codebook_embed_dim"], facts["codebook_size"], facts["l2_norm"]),
-            "decoder": {"class_path": "mmtok.nn.conv2d.ConvDecoder2d", "init_args": sizes | {"num_res_blocks": blocks + 1}},
-            "size": [facts["image_size"]] * 2,
-        },
-    }
+    quantizer = vq(facts["codebook_embed_dim"], facts["codebook_size"], facts["l2_norm"])
+    config = vqgan_config(sizes, facts["num_res_blocks"], quantizer, facts["image_size"])
     return Converted(config, mapped.state, mapped.source, mapped.dropped)
 
 
@@ -55,7 +47,10 @@ RULES: list[Rule | Drop] = [
     Rule(r"(encoder|decoder)\.(conv_in|norm_out|conv_out)\.(weight|bias)", r"\1.\2.\3"),
     *res_block(_LEVEL + r"\.res\.(?P<j>\d+)", r"\g<side>.levels.\g<i>.blocks.\g<j>"),
     *attention(_LEVEL + r"\.attn\.(?P<j>\d+)", r"\g<side>.levels.\g<i>.attentions.\g<j>"),
-    Rule(_LEVEL + r"\.(?:downsample|upsample)\.conv\.(?P<leaf>weight|bias)", r"\g<side>.levels.\g<i>.resample.conv.\g<leaf>"),
+    Rule(
+        _LEVEL + r"\.(?:downsample|upsample)\.conv\.(?P<leaf>weight|bias)",
+        r"\g<side>.levels.\g<i>.resample.conv.\g<leaf>",
+    ),
     *res_block(_MID + r"\.(?P<j>0|2)", r"\g<side>.mid.\g<j>"),
     *attention(_MID + r"\.1", r"\g<side>.mid.1"),
 ]

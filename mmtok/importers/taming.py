@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, attention, res_block
-from mmtok.importers.vqgan import all_alive, vq
+from mmtok.importers.vqgan import all_alive, vq, vqgan_config
 
 SYSTEMS = ("taming_vqgan",)
 
@@ -18,7 +18,7 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
         params = published["model"]["params"]
         return {"ddconfig": params["ddconfig"], "embed_dim": params["embed_dim"], "codebook_size": params["n_embed"]}
     except (KeyError, TypeError):
-        raise ValueError("importer taming: put the published model.yaml (model.params.ddconfig) beside the weights") from None
+        raise ValueError("importer taming: the published model.yaml must lie beside the weights") from None
 
 
 def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
@@ -32,16 +32,8 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
         # resolutions are counted at the published input size
         "attn_levels": [i for i in range(levels) if dd["resolution"] >> i in dd["attn_resolutions"]],
     }
-    blocks = dd["num_res_blocks"]
-    config = {
-        "class_path": "mmtok.models.image.conv.ConvTokenizer",
-        "init_args": {
-            "encoder": {"class_path": "mmtok.nn.conv2d.ConvEncoder2d", "init_args": sizes | {"num_res_blocks": blocks}},
-            "quantizer": vq(facts["embed_dim"], facts["codebook_size"], l2_norm=False),
-            "decoder": {"class_path": "mmtok.nn.conv2d.ConvDecoder2d", "init_args": sizes | {"num_res_blocks": blocks + 1}},
-            "size": [dd["resolution"]] * 2,
-        },
-    }
+    quantizer = vq(facts["embed_dim"], facts["codebook_size"], l2_norm=False)
+    config = vqgan_config(sizes, dd["num_res_blocks"], quantizer, dd["resolution"])
     return Converted(config, mapped.state, mapped.source, mapped.dropped)
 
 
@@ -54,12 +46,19 @@ def rules(levels: int) -> list[Rule | Drop]:
         Rule(r"(encoder|decoder)\.(conv_in|norm_out|conv_out)\.(weight|bias)", r"\1.\2.\3"),
     ]
     for i in range(levels):
-        for theirs, ours in ((rf"encoder\.down\.{i}", f"encoder.levels.{i}"), (rf"decoder\.up\.{i}", f"decoder.levels.{levels - 1 - i}")):
-            out += res_block(theirs + r"\.block\.(?P<j>\d+)", ours + r".blocks.\g<j>")
-            out += attention(theirs + r"\.attn\.(?P<j>\d+)", ours + r".attentions.\g<j>")
-            out.append(Rule(theirs + r"\.(?:downsample|upsample)\.conv\.(weight|bias)", ours + r".resample.conv.\1"))
+        out += level(rf"encoder\.down\.{i}", f"encoder.levels.{i}")
+        out += level(rf"decoder\.up\.{i}", f"decoder.levels.{levels - 1 - i}")
     for side in ("encoder", "decoder"):
         out += res_block(rf"{side}\.mid\.block_1", f"{side}.mid.0")
         out += attention(rf"{side}\.mid\.attn_1", f"{side}.mid.1")
         out += res_block(rf"{side}\.mid\.block_2", f"{side}.mid.2")
     return out
+
+
+def level(theirs: str, ours: str) -> list[Rule]:
+    """Rules for the blocks of one resolution."""
+    return [
+        *res_block(theirs + r"\.block\.(?P<j>\d+)", ours + r".blocks.\g<j>"),
+        *attention(theirs + r"\.attn\.(?P<j>\d+)", ours + r".attentions.\g<j>"),
+        Rule(theirs + r"\.(?:downsample|upsample)\.conv\.(weight|bias)", ours + r".resample.conv.\1"),
+    ]

@@ -15,6 +15,7 @@ from mmtok.importers.vqgan import all_alive, vq
 
 SYSTEMS = ("titok_two_stage", "titok_single_stage", "one_d_piece")
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, layers, heads
+PROXY_CODES = 1024
 PIXEL_DECODER = {"z_channels": 256, "hidden_channels": 128, "channel_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2}
 
 
@@ -35,9 +36,9 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise ValueError(f"importer titok: the published config.json beside the weights lacks {error}") from None
     if model.get("quantize_mode", "vq") != "vq":
-        raise ValueError(f"importer titok: quantize_mode {model['quantize_mode']!r} makes no codes; only vq is imported")
+        raise ValueError(f"importer titok: quantize_mode {model['quantize_mode']!r} makes no codes; only vq does")
     if facts["legacy_readout"]:
-        facts["proxy_codebook_size"] = 1024
+        facts["proxy_codebook_size"] = PROXY_CODES
     if two_stage:
         facts["pixel_decoder"] = PIXEL_DECODER
     return facts

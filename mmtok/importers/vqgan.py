@@ -16,6 +16,21 @@ def vq(dim: int, codebook_size: int, l2_norm: bool) -> Config:
     }
 
 
+def vqgan_config(sizes: Config, num_res_blocks: int, quantizer: Config, image_size: int) -> Config:
+    """Config of a ConvTokenizer whose decoder has one residual block a level more than its encoder."""
+    encoder = sizes | {"num_res_blocks": num_res_blocks}
+    decoder = sizes | {"num_res_blocks": num_res_blocks + 1}
+    return {
+        "class_path": "mmtok.models.image.conv.ConvTokenizer",
+        "init_args": {
+            "encoder": {"class_path": "mmtok.nn.conv2d.ConvEncoder2d", "init_args": encoder},
+            "quantizer": quantizer,
+            "decoder": {"class_path": "mmtok.nn.conv2d.ConvDecoder2d", "init_args": decoder},
+            "size": [image_size, image_size],
+        },
+    }
+
+
 def all_alive(codebook: Tensor) -> Tensor:
     """[V] `usage` of our quantizer, which published files do not hold: a fair share each, so that none is revived."""
     return torch.full((codebook.shape[0],), 1 / codebook.shape[0])

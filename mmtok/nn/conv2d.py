@@ -218,7 +218,9 @@ class NearestConv2d(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def middle(width: int, blocks: int, attention: bool, bias: bool, shortcut_on_branch: bool, groups: int) -> nn.Sequential:
+def middle(
+    width: int, blocks: int, attention: bool, bias: bool, shortcut_on_branch: bool, groups: int
+) -> nn.Sequential:
     """Residual blocks at the lowest resolution, with attention between them if asked."""
     layers: list[nn.Module] = []
     for i in range(blocks):

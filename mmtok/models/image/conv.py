@@ -44,8 +44,8 @@ class ConvTokenizer(Tokenizer):
         wanted = (encoder.z_channels, decoder.z_channels)
         if not quant_conv and wanted != (quantizer.dim, quantizer.dim):
             raise ValueError(
-                f"tokenizer.quant_conv: z_channels {wanted} differ from the quantizer's {quantizer.dim}: make them equal"
-                " or set quant_conv: true"
+                f"tokenizer.quant_conv: z_channels {wanted} differ from the quantizer's {quantizer.dim}: make them"
+                " equal or set quant_conv: true"
             )
         self.quant_conv: nn.Module = nn.Identity()
         self.post_quant_conv: nn.Module = nn.Identity()

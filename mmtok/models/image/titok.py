@@ -36,7 +36,7 @@ class TiTok(Tokenizer):
                     " make them equal"
                 )
         if encoder.dim != quantizer.dim:
-            raise ValueError(f"tokenizer: encoder.dim is {encoder.dim}, the quantizer's {quantizer.dim}: make them equal")
+            raise ValueError(f"tokenizer: encoder.dim is {encoder.dim}, quantizer.dim {quantizer.dim}: make them equal")
         side = (encoder.image_size, encoder.image_size)
         super().__init__(encoder, quantizer, decoder, side, side, tail, unit_range)
         self.num_latents = encoder.num_latents
@@ -49,7 +49,7 @@ class TiTok(Tokenizer):
 
     def _check_head(self, decoder: TiTokDecoder) -> None:
         if decoder.proxy_codes is not None:
-            raise ValueError("decoder.proxy_codes: a decoder of proxy codes needs mmtok.models.image.titok_proxy.ProxyTiTok")
+            raise ValueError("decoder.proxy_codes: proxy codes need mmtok.models.image.titok_proxy.ProxyTiTok")
 
 
 class TiTokEncoder(nn.Module):
@@ -168,7 +168,7 @@ class TiTokDecoder(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """[B, g, g, W] -> [B, 3, g * patch, g * patch]: linear to patch * patch * 3 values in this order, then a 3x3 conv."""
+    """[B, g, g, W] -> [B, 3, g * patch, g * patch]: linear to patch * patch * 3 values, then a 3x3 conv."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class ProxyTiTok(TiTok):
     def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
         """[B, D, *S] -> padded image [B, 3, H, W]; ValueError in stage 1."""
         if self.pixels is None:
-            raise ValueError("decode: a stage 1 TiTok predicts proxy codes, not pixels: train stage 2 (tokenizer.pixels)")
+            raise ValueError("decode: a stage 1 TiTok predicts proxy codes: images need stage 2 (tokenizer.pixels)")
         return self.pixels(self.decoder(z, tokens.keep))
 
     def _check_head(self, decoder: TiTokDecoder) -> None:
