@@ -1,0 +1,9 @@
+"""Training: the task, the objective and what they are made of. `mmtok.training.cli.main` is the command."""
+
+from mmtok.training.ema import EMA
+from mmtok.training.objective import Objective
+from mmtok.training.optimizers import Constant, Cosine, Linear, Schedule
+from mmtok.training.task import TokenizerTask
+from mmtok.training.validation import Validation
+
+__all__ = ["EMA", "Constant", "Cosine", "Linear", "Objective", "Schedule", "TokenizerTask", "Validation"]

@@ -1,0 +1,76 @@
+"""What training measures about itself: speed, waiting for data, and codebook usage over a window of steps.
+
+Legend: K codebooks, V codes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from mmtok.types import Tokens
+
+
+class SpeedMeter:
+    """Samples per second and the share of time the loop waited for data, over the time between two readings."""
+
+    def __init__(self) -> None:
+        self.samples, self.waited = 0, 0.0
+        self.since = self.ended = time.perf_counter()
+
+    def batch_begins(self) -> None:
+        self.waited += time.perf_counter() - self.ended
+
+    def batch_ends(self, samples: int) -> None:
+        self.samples += samples
+        self.ended = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Values since the last reading (or `restart`)."""
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        values = {"perf/samples_per_second": self.samples / elapsed, "perf/data_wait": min(1.0, self.waited / elapsed)}
+        self.restart()
+        return values
+
+    def restart(self) -> None:
+        """Forgets the past, for instance a validation."""
+        self.samples, self.waited = 0, 0.0
+        self.since = self.ended = time.perf_counter()
+
+
+class UsageMeter:
+    """Usage (share of codes hit) and perplexity of every codebook over all steps since the last reading."""
+
+    def __init__(self) -> None:
+        self.counts: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self, tokens: Tokens) -> None:
+        """Counts the codes that are sent; stays on the device."""
+        books = [size for sizes in tokens.codebook_sizes for size in sizes]
+        if not self.counts:
+            self.counts = [torch.zeros(size, device=tokens.grids[0].device) for size in books]
+        index = 0
+        for grid, mask in zip(tokens.grids, tokens.keep, strict=True):
+            kept = mask.expand_as(grid)
+            for k in range(grid.shape[1]):
+                # weights instead of a boolean index: its size would have to travel to the CPU at every step
+                codes, weight = grid[:, k].flatten(), kept[:, k].flatten().to(self.counts[index].dtype)
+                self.counts[index].scatter_add_(0, codes, weight)
+                index += 1
+
+    def read(self) -> dict[str, Tensor]:
+        """Means over codebooks, detached scalars; empty when nothing was counted."""
+        if not self.counts:
+            return {}
+        usage, perplexity = [], []
+        for counts in self.counts:
+            p = counts / counts.sum().clamp(min=1)
+            usage.append((counts > 0).float().mean())
+            perplexity.append((-(p * p.clamp(min=1e-12).log()).sum()).exp())
+        self.counts = []
+        return {
+            "code/window_usage": torch.stack(usage).mean(), "code/window_perplexity": torch.stack(perplexity).mean()
+        }  # fmt: skip
