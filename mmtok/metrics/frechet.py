@@ -5,6 +5,9 @@ Legend: B batch, D features, n images.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -33,16 +36,30 @@ class Moments(Metric):
     def count(self) -> int:
         return int(self.states["count"])
 
-    def gaussian(self) -> tuple[Tensor, Tensor]:
-        """Mean [D] and unbiased covariance [D, D]; ValueError below two images."""
+    def gaussian(self) -> Gaussian:
+        """Mean and unbiased covariance; ValueError below two images."""
         if self.count < 2:
             raise ValueError(f"frechet: needs at least 2 images, got {self.count}")
         mean = self.states["total"] / self.count
         cov = (self.states["outer"] - self.count * torch.outer(mean, mean)) / (self.count - 1)
-        return mean, (cov + cov.T) / 2
+        return Gaussian(mean, (cov + cov.T) / 2)
 
     def compute(self) -> dict[str, float]:
         return {"count": float(self.count)}
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """mean float64 [D], cov float64 [D, D], symmetric."""
+
+    mean: Tensor
+    cov: Tensor
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of `cov`; kept, because one reference meets many candidates."""
+        values, vectors = torch.linalg.eigh(self.cov)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 class ReferenceMoments:
@@ -74,17 +91,14 @@ class ReferenceMoments:
         return frechet_distance(*(half.gaussian() for half in self.halves))
 
 
-def frechet_distance(real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two (mean [D], covariance [D, D]), float64.
+def frechet_distance(real: Gaussian, fake: Gaussian) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
 
     The root's trace is the sum of roots of the eigenvalues of C1^(1/2) C2 C1^(1/2): symmetric, so it stays real and
     stable when there are fewer images than features.
     """
-    (mean1, cov1), (mean2, cov2) = real, fake
-    values, vectors = torch.linalg.eigh(cov1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
-    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
+    cross = torch.linalg.eigvalsh(real.root @ fake.cov @ real.root).clamp(min=0).sqrt().sum()
+    distance = (real.mean - fake.mean).square().sum() + real.cov.trace() + fake.cov.trace() - 2 * cross
     return max(float(distance), 0.0)
 
 

@@ -60,6 +60,25 @@ class Rate(Metric):
         return out
 
 
+class FileSizes(Metric):
+    """Mean bytes of codec files, and bits per pixel."""
+
+    def __init__(self) -> None:
+        super().__init__(**{name: torch.zeros(1, dtype=torch.int64) for name in ("count", "bytes", "pixels")})
+
+    def update(self, sizes: Tensor, images: Tensor) -> None:
+        """Counts int64 [B] bytes of the files of images [B, 3, H, W]."""
+        self.add("count", torch.tensor([len(images)]))
+        self.add("bytes", sizes.sum().view(1))
+        self.add("pixels", torch.tensor([images[:, 0].numel()]))
+
+    def compute(self) -> dict[str, float]:
+        count, size, pixels = (int(self.states[name]) for name in ("count", "bytes", "pixels"))
+        if not count:
+            raise ValueError("rate: no files were counted")
+        return {"bytes_file": size / count, "bpp_file": 8 * size / pixels}
+
+
 def side_bits(tokens: Tokens) -> Tensor:
     """float64 [B]: bits of the keep masks and of side information."""
     total = torch.full((len(tokens),), coding_bits(tokens.coding, tokens.shapes), dtype=torch.float64)

@@ -62,7 +62,7 @@ def test_the_split_half_floor_depends_on_names_not_on_order():
         shuffled.update(x[i : i + 8], keys[i : i + 8])
     assert once.floor() == pytest.approx(shuffled.floor(), rel=1e-9) and once.floor() > 0
     assert once.whole().count == 200
-    mean, cov = once.whole().gaussian()
+    cov = once.whole().gaussian().cov
     np.testing.assert_allclose(cov.numpy(), np.cov(x.double().numpy(), rowvar=False), atol=1e-9)
     few = ReferenceMoments(16)
     few.update(x[:1], keys[:1])
