@@ -18,16 +18,19 @@ from mmtok.types import Batch, Reconstruction
 class ProxyCodes(Term):
     """Cross-entropy between predicted logits and the codes of a frozen teacher for the same image (TiTok stage 1).
 
-    teacher          a saved tokenizer: name, folder or hf:owner/name
+    teacher          a saved tokenizer: name, folder or hf:owner/name; or a tokenizer itself
     head             entry of `Reconstruction.heads` with float logits [B, V, *S]
     label_smoothing  share of the target spread over all codes
 
     Precomputed codes are used instead when the batch brings them: `batch.features["proxy_codes"]`, int64 [B, L].
     """
 
-    def __init__(self, teacher: str | None = None, head: str = "proxy_logits", label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, teacher: str | Tokenizer | None = None, head: str = "proxy_logits", label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
-        self.teacher = None if teacher is None else Teacher(load(teacher))
+        tokenizer = load(teacher) if isinstance(teacher, str) else teacher
+        self.teacher = None if tokenizer is None else Teacher(tokenizer)
         self.head = head
         self.label_smoothing = label_smoothing
 

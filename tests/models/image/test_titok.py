@@ -19,10 +19,7 @@ def make(tail=None, proxy=None, pixels=None, quantizer=None, recompute=False):
     vit = {"num_latents": N, "image_size": SIDE, "patch": 4, "width": 32, "layers": 2, "heads": 4}
     encoder = TiTokEncoder(quantizer.dim, **vit, gradient_checkpointing=recompute)
     decoder = TiTokDecoder(quantizer.dim, **vit, proxy_codes=proxy, gradient_checkpointing=recompute)
-    if proxy:
-        tok = ProxyTiTok(encoder, quantizer, decoder, pixels, tail)
-    else:
-        tok = TiTok(encoder, quantizer, decoder, tail)
+    tok = ProxyTiTok(encoder, quantizer, decoder, pixels, tail) if proxy else TiTok(encoder, quantizer, decoder, tail)
     with torch.no_grad():  # fresh weights are so small that latents hardly move the image: every test would pass
         for parameter in [*encoder.parameters(), *decoder.parameters()]:
             parameter.add_(torch.randn_like(parameter) * 0.15)
