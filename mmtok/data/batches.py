@@ -102,7 +102,7 @@ class TrainBatches(Dataset[RawBatch]):
 
     def __getitem__(self, slot: Slot) -> RawBatch:
         first = slot.first + self.rank * self.batch_size
-        keys, items, bad = [], [], []
+        keys, items, bad = [], [], list[Bad]()
         for item in range(first, first + self.batch_size):
             sample, loaded = self._load(slot, item, bad)
             keys.append(self.items.reader.key(sample))

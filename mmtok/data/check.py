@@ -153,7 +153,7 @@ def _tar_members(path: Path, problems: list[str]):  # type: ignore[no-untyped-de
     try:
         with tarfile.open(path, "r:") as tar:
             for count, member in enumerate(tar):
-                tar.members = []  # or memory grows with the shard
+                tar.members = []  # type: ignore[attr-defined]  # or memory grows with the shard
                 if count >= MAX_MEMBERS:
                     problems.append(f"over {MAX_MEMBERS} members; the rest is ignored")
                     break

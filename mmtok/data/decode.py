@@ -56,7 +56,7 @@ class EncodedImage:
         except Image.DecompressionBombError as error:
             raise BadSample("too_large", str(error)) from None
         except (OSError, ValueError, SyntaxError, struct.error, KeyError, IndexError, OverflowError) as error:
-            raise BadSample("corrupt", str(error)) from None
+            raise _broken(error) from None
         width, height = self._image.size
         if width * height > max_pixels:
             raise BadSample("too_large", f"{width} x {height} pixels, the cap is {max_pixels}")
@@ -71,20 +71,19 @@ class EncodedImage:
         16 bit becomes 8 by rounding, grey and palette become RGB, CMYK is converted, transparency is laid on
         white, the first frame of an animation is taken. Raises BadSample: truncated, corrupt, unsupported.
         """
-        image = self._image
+        image: Image.Image = self._image
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if reduce >= 2 and image.format in ("JPEG", "MPO"):
-                    image.draft(None, (max(1, int(image.width / reduce)), max(1, int(image.height / reduce))))
+                if reduce >= 2 and self._image.format in ("JPEG", "MPO"):
+                    self._image.draft(None, (max(1, int(image.width / reduce)), max(1, int(image.height / reduce))))
                 image.load()
                 image = to_rgb(image)
                 return ImageOps.exif_transpose(image) if _orientation(self._image) > 1 else image
         except BadSample:
             raise
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-            reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
-            raise BadSample(reason, str(error)) from None
+            raise _broken(error) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -123,9 +122,15 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     return to_float(to_uint8(EncodedImage(data, max_pixels).pixels()))
 
 
+def _broken(error: Exception) -> BadSample:
+    return BadSample("truncated" if "truncated" in str(error).lower() else "corrupt", str(error))
+
+
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
     except Exception:  # a broken EXIF block says nothing about the pixels
         return 1

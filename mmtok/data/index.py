@@ -43,7 +43,8 @@ class Shard:
         return len(self.keys)
 
     def key(self, row: int) -> str:
-        return bytes(self.keys[row]).decode("utf-8")
+        """Name of a sample, safe as a relative file name whatever the index says."""
+        return safe_key(bytes(self.keys[row]).decode("utf-8"))
 
 
 @dataclass
@@ -79,7 +80,7 @@ def make_shard(
     columns: dict[str, NDArray[np.int64]] = {}
     for ext in sorted({ext for row in members for ext in row}):
         columns[ext] = np.array([row.get(ext, (-1, 0)) for row in members], dtype=np.int64).reshape(-1, 2)
-    encoded = np.array([key.encode("utf-8") for key in keys], dtype=np.bytes_)
+    encoded = np.array([safe_key(key).encode() for key in keys], dtype=np.bytes_)
     return Shard(url, size, sha256, encoded, columns, np.array(sizes, dtype=np.int32).reshape(-1, 2))
 
 
@@ -128,8 +129,9 @@ def _parse_shard(entry: dict[str, Any], where: str) -> Shard:
 
 def safe_key(key: str) -> str:
     """A key that is safe as a relative file name: no absolute path, '..', control characters or over 200 letters."""
+    key = "/".join(part for part in key.split("/") if part not in ("", "."))
     parts = [re.sub(r"[^\w\- ]", "_", part) for part in key.split("/")]
-    clean = "/".join(part for part in parts if part.strip("_ "))
+    clean = "/".join(part for part in parts if part.strip("_ ")) or "sample"
     if clean != key or len(clean.encode()) > 200:
         digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:8]
         clean = clean.encode()[:180].decode("utf-8", "ignore").rstrip("/") + "-" + digest

@@ -149,7 +149,7 @@ class _Slots(Sampler[Slot]):
 
 def _data_loader(dataset: Any, sampler: Any, workers: int, context: str | None) -> DataLoader[RawBatch]:
     return DataLoader(
-        dataset, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=_same,
+        dataset, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=_same,  # type: ignore[arg-type]
         multiprocessing_context=context if workers else None, prefetch_factor=2 if workers else None,
     )
 

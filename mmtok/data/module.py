@@ -110,9 +110,10 @@ class ShardData(LightningDataModule):
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         repeat = 0
-        if trainer and trainer.overfit_batches:
-            _check("trainer.overfit_batches", isinstance(trainer.overfit_batches, int), "a whole number of batches")
-            repeat = int(trainer.overfit_batches)
+        overfit = getattr(trainer, "overfit_batches", 0)
+        if overfit:
+            _check("trainer.overfit_batches", isinstance(overfit, int), "a whole number of batches")
+            repeat = overfit
         if self._loader is not None:
             self._resumed = self._loader.state_dict()
             self._loader.close()
@@ -173,7 +174,7 @@ class ShardData(LightningDataModule):
         # Between fetching a batch and the end of its step, `ready` is one ahead of `processed`.
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.ready - progress.processed
+        return progress.ready - progress.processed  # type: ignore[attr-defined]
 
     def _eval(self, key: str, shards: str | list[str] | None) -> EvalLoader | list[EvalLoader]:
         if shards is None:

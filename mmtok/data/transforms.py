@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from PIL import Image
 
@@ -19,13 +19,15 @@ from mmtok.data.decode import DRAFT_MARGIN, EncodedImage
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright image
 
 
-class Transform(Protocol):
+class Transform(ABC):
     """An encoded image and a target (H, W) -> RGB image of exactly that size."""
 
-    def __call__(self, image: EncodedImage, size: tuple[int, int], rng: random.Random) -> Image.Image: ...
+    @abstractmethod
+    def __call__(self, image: EncodedImage, size: tuple[int, int], rng: random.Random) -> Image.Image:
+        """Raises BadSample when the pixels cannot be decoded."""
 
 
-class RandomResizedCrop:
+class RandomResizedCrop(Transform):
     """A crop of random area and shape, resized: scale is its share of the image's area, ratio its W:H
     relative to the target's. Bicubic by default."""
 
@@ -55,7 +57,7 @@ class RandomResizedCrop:
         return _cut(image, box, size, self.filter, rng.random() < self.flip)
 
 
-class ResizeRandomCrop:
+class ResizeRandomCrop(Transform):
     """The largest window of the target's shape, shrunk by 1/zoom and placed at random: "resize the short side
     to zoom * size, then random crop", with zoom drawn from a range (VQGAN and MaskGIT: 1; ADM: 1 to 1.25)."""
 
@@ -70,7 +72,7 @@ class ResizeRandomCrop:
         return _cut(image, box, size, self.filter, rng.random() < self.flip)
 
 
-class CenterCrop:
+class CenterCrop(Transform):
     """`resize_center`: short side to the target (PIL filter, antialiased, sides rounded down as torchvision
     does), then the central H x W. The usual protocol of tokenizer papers; no randomness."""
 
@@ -87,7 +89,7 @@ class CenterCrop:
         return resized.crop((left, top, left + size[1], top + size[0]))
 
 
-class AdmCenterCrop:
+class AdmCenterCrop(Transform):
     """`adm_center`: halve by box averaging while the short side is at least twice the target, bicubic to the
     target, central square (ADM and DiT evaluation). Square targets only."""
 
