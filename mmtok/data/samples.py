@@ -73,6 +73,12 @@ _PHOTOS = (
         "home.jpg leuvenA.jpg orange.jpg rubberwhale1.png squirrel_cls.jpg stuff.jpg",
         module=False,
     ),
+    _Group(
+        "forensics-samples-files", "usr/share/forensics-samples/original-files/{}", "MIT, CC-BY-SA-4.0",
+        "pic1/IMG-20191006-WA0002.jpg pic1/IMG_1054.JPG pic1/IMG_20200827_231612.jpg pic2/IMG_20191224_234846.jpg "
+        "pic2/IMG_20200124_231153.jpg pic2/IMG_20200608_111614.jpg",
+        module=False,
+    ),
 )
 _WALLPAPERS = (
     _Group(

