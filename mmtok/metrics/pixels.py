@@ -6,7 +6,6 @@ Legend: B batch, C channels, H, W pixels.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmtok.metrics.base import MeanMetric
@@ -51,24 +50,35 @@ class SSIM(MeanMetric):
     """
 
     key = "ssim"
-    SIZE, SIGMA = 11, 1.5
+    SIZE, SIGMA, CHUNK = 11, 1.5, 8
 
     def scores(self, real: Tensor, fake: Tensor) -> Tensor:
         check_images(real, fake)
         if min(real.shape[2:]) < self.SIZE:
             raise ValueError(f"ssim: images must be at least {self.SIZE} pixels a side, got {list(real.shape[2:])}")
-        x, y = (t.to("cpu", torch.float64).flatten(0, 1)[:, None] for t in (real, fake))
+        device = "cpu" if real.device.type == "mps" else real.device  # mps has no float64
+        pairs = zip(real.to(device).split(self.CHUNK), fake.to(device).split(self.CHUNK), strict=True)
+        return torch.cat([self._similarity(x.double(), y.double()) for x, y in pairs])
+
+    def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
         c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        mean_x, mean_y, xx, yy, xy = (self._blur(t) for t in (x, y, x * x, y * y, x * y))
-        var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
-        value = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-        return value.mean((1, 2, 3)).view(real.shape[0], -1).mean(1)
+        mean_x, mean_y, xx, yy, xy = self._blur(torch.stack([x, y, x * x, y * y, x * y]))
+        product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+        value = (2 * product + c1) * (2 * (xy - product) + c2) / ((squares + c1) * (xx + yy - squares + c2))
+        return value.mean((1, 2, 3))
 
     def _blur(self, x: Tensor) -> Tensor:
+        # shifted sums: float64 convolutions have no fast path on a CPU
         distance = torch.arange(self.SIZE, dtype=x.dtype) - self.SIZE // 2
         window = torch.exp(-distance.square() / (2 * self.SIGMA**2))
-        window = (window / window.sum()).view(1, 1, -1)
-        return F.conv2d(F.conv2d(x, window[:, :, None]), window[..., None])
+        weights = (window / window.sum()).tolist()
+        for axis in (-1, -2):
+            length = x.shape[axis] - self.SIZE + 1
+            out = x.narrow(axis, 0, length) * weights[0]
+            for shift, weight in enumerate(weights[1:], 1):
+                out.add_(x.narrow(axis, shift, length), alpha=weight)
+            x = out
+        return x
 
 
 def check_images(real: Tensor, fake: Tensor) -> None:
