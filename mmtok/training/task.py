@@ -86,7 +86,7 @@ class TokenizerTask(pl.LightningModule):
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError("trainer.accumulate_grad_batches does not reach two optimizers: use model.accumulate")
         if self._half and self.clip_norm is not None:
-            raise ValueError("trainer.precision 16-mixed cannot clip scaled gradients: use bf16-mixed or clip_norm null")
+            raise ValueError("trainer.precision 16-mixed cannot clip scaled gradients: use bf16-mixed or no clip_norm")
         return []
 
     def setup(self, stage: str) -> None:
@@ -116,9 +116,6 @@ class TokenizerTask(pl.LightningModule):
         for module in self._resting:
             module.eval()
         return self
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device, non_blocking=True)
 
     # ---- training -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,8 @@
+"""Callbacks that every run has; each is configured by a top-level key of the YAML."""
+
+from mmtok.training.callbacks.checkpoint import Checkpoint
+from mmtok.training.callbacks.export import Export
+from mmtok.training.callbacks.media import MediaGrid
+from mmtok.training.callbacks.progress import ProgressBar
+
+__all__ = ["Checkpoint", "Export", "MediaGrid", "ProgressBar"]
