@@ -144,9 +144,11 @@ class TiTokDecoder(nn.Module):
         valid = None
         if keep is not None:
             mask = keep[0].expand(batch, 1, *z.shape[2:])[:, 0]
-            length = int((mask * torch.arange(1, z.shape[-1] + 1, device=z.device)).amax())
-            z, mask = z[..., :length], mask[..., :length]
-            valid = None if bool(mask.all()) else mask.reshape(-1, length)
+            last = (mask * torch.arange(1, z.shape[-1] + 1, device=z.device)).amax()
+            length, kept = torch.stack([last, mask.sum()]).tolist()  # one read from the device for both
+            z = z[..., :length]
+            if kept < mask[..., 0].numel() * length:
+                valid = mask[..., :length].reshape(-1, length)
         z = z.reshape(*z.shape[:2], *tiles, -1).movedim(1, -2).flatten(0, 2)
         return from_tiles(self.decode_tiles(z, valid).unflatten(0, (batch, *tiles)))
 

@@ -106,6 +106,37 @@ def test_tiles_are_coded_as_images_of_their_own_in_reading_order():
             torch.testing.assert_close(tok.decode(tile), recon[place], atol=1e-4, rtol=0)
 
 
+def test_tiles_of_items_with_different_lengths_equal_items_alone():
+    tok = make(UniformTail()).eval()
+    z = tok.latents(images(3, 2 * SIDE, SIDE))
+    shapes = tok.quantizer.shapes(tuple(z.shape[2:]))
+    keep = Prefix(-1).masks(torch.tensor([[0], [4], [N - 1]]), shapes)
+    mixed = tok.decoder(z, keep)
+    for i in range(3):
+        alone = tok.decoder(z[i : i + 1], (keep[0][i : i + 1],))
+        torch.testing.assert_close(mixed[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_half_precision_and_compiled_parts_run_with_lengths_per_item():
+    tok = make(UniformTail()).train()
+    tok.quantizer.revival = 0.0
+    whole = tok(Batch.of(images(4)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(3)
+        half = tok(Batch.of(images(4)))
+        (half.x.float().square().mean() + half.losses["commit"]).backward()
+    assert whole.x.dtype == torch.float32
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in tok.parameters())
+    tok.eval()
+    tokens = tok.encode(images(4), num_tokens=5)
+    expected = tok.decode(tokens)
+    tok.decoder.compile(backend="eager")
+    tok.encoder.compile(backend="eager")
+    for length in (5, 7, 5):
+        assert tok.decode(tok.encode(images(4), num_tokens=length)).shape == expected.shape
+    torch.testing.assert_close(tok.decode(tokens), expected, atol=1e-5, rtol=0)
+
+
 def test_training_draws_a_length_per_item_and_reaches_every_parameter():
     tok = make(UniformTail()).train()
     torch.manual_seed(1)
