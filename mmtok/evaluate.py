@@ -5,6 +5,7 @@ Alone or under torchrun: every process evaluates its share, the first one writes
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shlex
@@ -23,29 +24,31 @@ from mmtok.report.result import EvaluationResult
 
 if TYPE_CHECKING:
     from mmtok.data.loader import EvalLoader
-    from mmtok.data.transforms import Transform
     from mmtok.tokenizer import Tokenizer
 
 METRICS = ("psnr", "ssim", "lpips_alex")
 CODECS = ("jpeg", "webp", "avif")
+PRESETS = ("resize_center_bicubic", "resize_center_bilinear", "resize_center_lanczos", "adm_center")
 
 
 def main(
     model: str | Path | Tokenizer,
-    data: str,
+    data: str | list[str],
     out: str | Path | None = None,
     lengths: tuple[int, ...] = (),
     metrics: tuple[str, ...] = METRICS,
     codecs: tuple[str, ...] = CODECS,
     batch_size: int = 32,
     image_size: int | None = None,
-    transform: Transform | None = None,
+    preset: str = PRESETS[0],
     rounding: str = "round",
+    limit: int | None = None,
     samples: int = 6,
     frechet_of_codecs: bool = False,
     device: str = "cpu",
     weights: str | Path | None = None,
     num_workers: int = 2,
+    name: str | None = None,
     command: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -59,9 +62,12 @@ def main(
     metrics     of psnr, ssim, lpips_alex, lpips_vgg, fd_vgg16, rfid
     codecs      anchors measured beside the model, of jpeg, webp, avif; () for none
     image_size  side in pixels; None is the model's own
-    transform   resize and crop preset of `mmtok.data.transforms`; None is CenterCrop()
+    preset      resize and crop, one of `PRESETS`
     rounding    "round" or "truncate"
+    limit       only the first so many images
+    samples     images shown in the report
     weights     file or folder of third-party metric weights
+    name        what the report calls the model; None is `model` itself
     command     what the report says was run; None is this process's command line
     quiet       no progress bar and no table
     ValueError names the argument or file and the mend; existing results are kept unless `overwrite`.
@@ -75,14 +81,15 @@ def main(
     size = (image_size, image_size) if image_size else tokenizer.size
     if tokenizer.modality != "image" or len(size) != 2 or size[0] != size[1]:
         raise ValueError(f"model: only square images are evaluated here, this is {tokenizer.modality} of size {size}")
-    loader, preset = _loader(data, transform, size[0], batch_size, num_workers, rank, world)
+    loader, expected = _loader(data, preset, size[0], batch_size, num_workers, limit, rank, world)
     run = Evaluation(tokenizer, size, plan, device, weights)
     for batch in _progress(loader, quiet or rank > 0):
         run.update(batch)
     run.skip(loader.bad.total())
-    result = run.finish(_expected(loader))
+    result = run.finish(expected)
     result = replace(
-        result, model=model if isinstance(model, str) else getattr(model, "name", type(model).__name__), data=data,
+        result, model=name or (str(model) if isinstance(model, str | Path) else type(model).__name__),
+        data=data if isinstance(data, str) else " ".join(data),
         command=command if command is not None else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         protocol={"preset": f"{preset} to {size[0]} x {size[1]}", **result.protocol}, versions=versions(),
     )
@@ -130,28 +137,65 @@ def _tokenizer(model: str | Path | Tokenizer) -> Tokenizer:
 
 
 def _loader(
-    data: str, transform: Transform | None, side: int, batch_size: int, workers: int, rank: int, world: int
-) -> tuple[EvalLoader, str]:
-    """This process's batches and the name of the resize and crop."""
+    data: str | list[str], preset: str, side: int, batch_size: int, workers: int, limit: int | None, rank: int,
+    world: int,
+) -> tuple[EvalLoader, KeyCount]:
+    """This process's batches, and every name that all processes together must see."""
     from mmtok.data.module import ShardData
-    from mmtok.data.transforms import CenterCrop
+    from mmtok.data.transforms import AdmCenterCrop, CenterCrop
 
-    transform = transform or CenterCrop()
+    if preset not in PRESETS:
+        raise ValueError(f'preset: expected one of {", ".join(PRESETS)}, got "{preset}"')
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: must be at least 1, got {limit}")
+    transform = AdmCenterCrop() if preset == "adm_center" else CenterCrop(preset.rpartition("_")[2])
     shards = ShardData(
         train=data, val=data, eval_batch_size=batch_size, image_size=side, eval_transform=transform,
         num_workers=workers,
     )
-    return shards.eval_loader("data", data, rank, world), getattr(transform, "name", type(transform).__name__)
-
-
-def _expected(loader: EvalLoader) -> KeyCount:
-    """Every name in the index of the data."""
-    reader, names = loader.dataset.items.reader, KeyCount()
-    names.update(reader.key(sample) for sample in range(len(reader.index)))
-    return names
+    loader = shards.eval_loader("data", data, rank, world)
+    reader, expected = loader.dataset.items.reader, KeyCount()
+    count = len(reader.index) if limit is None else min(limit, len(reader.index))
+    loader.dataset.samples = range(rank, count, world)
+    expected.update(reader.key(sample) for sample in range(count))
+    return loader, expected
 
 
 def _progress(loader: EvalLoader, quiet: bool):  # type: ignore[no-untyped-def]
     from rich.progress import track
 
     return track(loader, "evaluate", total=len(loader), disable=quiet)
+
+
+def command_line(
+    description: str, metrics: tuple[str, ...] = METRICS, codecs: tuple[str, ...] = CODECS,
+    args: list[str] | None = None, prog: str | None = None,
+) -> int:
+    """`main` with arguments from the command line; returns the exit code (2 for a user's mistake)."""
+    parser = argparse.ArgumentParser(prog, description=description)
+    parser.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
+    parser.add_argument("--data", required=True, nargs="+", help="shards, their folder, or samples:image")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json, plots/ and report/")
+    parser.add_argument("--lengths", type=int, nargs="+", default=(), help="default: powers of two and the full length")
+    parser.add_argument("--metrics", nargs="+", default=metrics, help="psnr ssim lpips_alex lpips_vgg fd_vgg16 rfid")
+    parser.add_argument("--codecs", nargs="*", default=codecs, help="jpeg webp avif")
+    parser.add_argument("--size", type=int, help="side in pixels (default: the model's)")
+    parser.add_argument("--preset", default=PRESETS[0], help="resize and crop: " + ", ".join(PRESETS))
+    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weights", type=Path, help="file or folder of metric weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    options = parser.parse_args(args)
+    data = options.data if len(options.data) > 1 else options.data[0]
+    try:
+        main(
+            options.model, data, options.out, tuple(options.lengths), tuple(options.metrics), tuple(options.codecs),
+            options.batch_size, options.size, options.preset, limit=options.limit, device=options.device,
+            weights=options.weights, num_workers=options.workers, overwrite=options.overwrite,
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

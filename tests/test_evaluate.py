@@ -184,3 +184,67 @@ def test_metrics_json_has_no_nan_and_replaces_whole_files(tmp_path):
     with pytest.raises(ValueError):
         result.write_json(tmp_path / "metrics.json")
     assert json.loads((tmp_path / "metrics.json").read_text()) == data
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    import numpy as np
+    from PIL import Image
+
+    from mmtok.data.write import make_shards
+
+    folder = tmp_path_factory.mktemp("photos")
+    for i, x in enumerate(pictures(5)):
+        picture = Image.fromarray(to_uint8(x).permute(1, 2, 0).numpy())
+        picture.resize((50, 40), Image.Resampling.BICUBIC).save(folder / f"photo{i}.png")
+    make_shards(str(folder), folder / "shards", progress=False)
+    assert np.asarray(Image.open(folder / "photo0.png")).std() > 10
+    return folder / "shards"
+
+
+def test_the_command_writes_everything_and_never_over_it(shards, tmp_path, capsys):
+    from mmtok.evaluate import main
+
+    out = tmp_path / "out"
+    result = main(
+        DctTokenizer(), str(shards), out, lengths=(2, 64), metrics=("psnr",), codecs=("jpeg",), num_workers=0,
+        name="toy", command="mmtok eval toy",
+    )
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert names == {
+        "metrics.json", "plots/rate_psnr.png", "plots/rate_psnr.svg", "report/index.html", "report/metrics.json"
+    }
+    data = json.loads((out / "metrics.json").read_text())
+    assert data["images"] == result.images == 5 and data["model"] == "toy" and data["command"] == "mmtok eval toy"
+    assert data["protocol"]["preset"] == "resize_center_bicubic to 32 x 32" and "round" in data["protocol"]["rounding"]
+    assert "64 tokens" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="metrics.json exists"):
+        main(DctTokenizer(), str(shards), out)
+    limited = main(DctTokenizer(), str(shards), None, (64,), ("psnr",), (), limit=2, num_workers=0, quiet=True)
+    assert limited.images == 2
+    with pytest.raises(ValueError, match="preset: expected one of resize_center_bicubic"):
+        main(DctTokenizer(), str(shards), None, preset="squash")
+
+
+def test_unreadable_images_are_counted_and_named(shards, tmp_path):
+    import shutil
+
+    from mmtok.evaluate import main
+
+    broken = tmp_path / "shards"
+    shutil.copytree(shards, broken)
+    (tar,) = broken.glob("*.tar")
+    data = bytearray(tar.read_bytes())
+    start = data.index(b"\x89PNG")
+    data[start : start + 40] = bytes(40)
+    tar.write_bytes(data)
+    result = main(DctTokenizer(), str(broken), None, (64,), ("psnr",), (), num_workers=0, quiet=True)
+    assert (result.images, result.skipped) == (4, 1) and any("could not be read" in note for note in result.notes)
+
+
+def test_the_script_ends_with_code_2_and_one_line(monkeypatch, capsys, tmp_path):
+    from mmtok.evaluate import command_line
+
+    monkeypatch.setattr("sys.argv", ["bpp.py", "--model", str(tmp_path / "absent"), "--data", "x.tar"])
+    assert command_line("bits") == 2
+    assert capsys.readouterr().err.startswith("error: ")
