@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import sys
 import tarfile
@@ -16,7 +15,8 @@ from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
 from mmtok.data.decode import EXTENSIONS, BadSample, EncodedImage
-from mmtok.data.index import NAME, Shard, make_shard, parse_index, save_index
+from mmtok.data.index import NAME, Shard, file_sha256, make_shard, parse_index, save_index
+from mmtok.data.sources import MEDIA
 
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 256 << 20
@@ -46,8 +46,8 @@ class CheckReport:
 def check_shards(folder: Path, rewrite: bool = False, workers: int = 1, progress: bool = True) -> CheckReport:
     """Decode every image of folder/*.tar; write index.json where there is none, or with `rewrite`.
 
-    An index that disagrees with the shards is a problem, not overwritten without `rewrite`. Samples that
-    cannot be decoded stay in the index (training skips and counts them); ones without media are left out.
+    An index that disagrees with the shards is a problem, not overwritten without `rewrite`. Bad
+    samples stay in the index: training skips and counts them. Audio and video members are indexed as they are.
     """
     tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not tars:
@@ -122,10 +122,7 @@ def scan_shard(path: Path) -> tuple[Shard, list[tuple[str, str]], list[str]]:
     if doubled:
         problems.append(f"{doubled} members occur twice; the first is used")
     keys, rows, sizes, bad = [], [], [], []
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
         for key, row in members.items():
             media = [ext for ext in EXTENSIONS if ext in row]
             size = (0, 0)
@@ -140,11 +137,13 @@ def scan_shard(path: Path) -> tuple[Shard, list[tuple[str, str]], list[str]]:
                     size = image.size
                 except BadSample as error:
                     bad.append((key, str(error)))
+            elif not any(ext in row for ext in MEDIA):
+                bad.append((key, f"no_media: only {', '.join(sorted(row))}"))
             keys.append(key)
             rows.append(row)
             sizes.append(size)
     problems += [f"{count} members {why} ignored" for why, count in ignored.items()]
-    return make_shard(path.name, total, digest.hexdigest(), keys, rows, sizes), bad, problems
+    return make_shard(path.name, total, file_sha256(path), keys, rows, sizes), bad, problems
 
 
 def _tar_members(path: Path, problems: list[str]):  # type: ignore[no-untyped-def]

@@ -86,7 +86,7 @@ class TrainLoader:
             if self._iterator is None or self._next != at:
                 self._start(at)
             assert self._iterator is not None
-            raw = next(self._iterator)
+            raw = _next(self._iterator)
             self._next = at + 1
             self._handed += 1
             self.counter.add(len(raw.keys), raw.bad)
@@ -130,7 +130,9 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         counter = BadCounter(self.max_bad_fraction, self.where)
         self.bad = counter.reasons
-        for raw in _data_loader(self.dataset, range(len(self.dataset)), self.workers, self.context):
+        iterator = iter(_data_loader(self.dataset, range(len(self.dataset)), self.workers, self.context))
+        for _ in range(len(self)):
+            raw = _next(iterator)
             counter.add(len(raw.keys) + len(raw.bad), raw.bad)
             if raw.keys:
                 batch = raw.batch()
@@ -152,6 +154,15 @@ def _data_loader(dataset: Any, sampler: Any, workers: int, context: str | None) 
         dataset, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=_same,  # type: ignore[arg-type]
         multiprocessing_context=context if workers else None, prefetch_factor=2 if workers else None,
     )
+
+
+def _next(iterator: Iterator[RawBatch]) -> RawBatch:
+    """The next batch. A user's mistake found in a worker is raised as the one line it was, without its traceback."""
+    try:
+        return next(iterator)
+    except ValueError as error:
+        _, found, message = str(error).rpartition("\nValueError: ")
+        raise (ValueError(message.strip()) if found else error) from None
 
 
 def _same(raw: RawBatch) -> RawBatch:

@@ -75,7 +75,10 @@ class Reader:
             return self._files[number]
         shard = self.index.shards[number]
         path = fetch(shard, self.cache) if shard.url.startswith("https:") else Path(shard.url)
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
         size = os.fstat(file).st_size
         if size != shard.bytes:
             os.close(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -21,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmtok.data.decode import EXTENSIONS, BadSample, EncodedImage
-from mmtok.data.index import Shard, make_shard, safe_key, save_index
+from mmtok.data.index import Shard, file_sha256, make_shard, safe_key, save_index
 from mmtok.data.order import mix
 from mmtok.data.samples import HELDOUT, TRAIN
 from mmtok.data.sources import MEDIA, Item, read_items, sample_items
@@ -189,7 +188,7 @@ def _write_shard(
             rows.append(row)
             sizes.append(size)
         writer.close()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if keys else ""
+    digest = file_sha256(path) if keys else ""
     shard = make_shard(path.name, path.stat().st_size, digest, keys, rows, sizes)
     if not keys:
         path.unlink()

@@ -34,7 +34,7 @@ def test_foreign_shards_get_an_index_and_train(photos: list[bytes], tmp_path: Pa
         rows.append(("d/" + "long" * 40 + str(number) + ".jpg", photos[6]))
         rows[-1:-1] = [(f"../../up{number}.jpg", photos[7])]
         pack(tmp_path / f"s{number}.tar", rows)
-    report = check_shards(tmp_path, workers=2)
+    report = check_shards(tmp_path)
     assert report.wrote and report.samples == 14 and not report.bad and not report.problems
     batches = list(ShardData(str(tmp_path), batch_size=7, image_size=16, num_workers=0).train_loader(0, 1))
     keys = {key for batch in batches for key in batch.keys}
@@ -59,7 +59,7 @@ def test_every_defect_is_reported(photos: list[bytes], tmp_path: Path) -> None:
         link = tarfile.TarInfo("l.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    pack(tmp_path / "c.tar", [("a.jpg", photos[0])])
+    pack(tmp_path / "c.tar", [("a.jpg", photos[0]), ("f.flac", b"fLaC"), ("g.json", b"{}")])
     report = check_shards(tmp_path)
     text = "\n".join(report.problems)
     parts = ("a.tar: 1 members occur twice", "without extension", "b.tar: 1 links", "1 keys occur in more than one")
@@ -67,8 +67,9 @@ def test_every_defect_is_reported(photos: list[bytes], tmp_path: Path) -> None:
         assert part in text
     assert {(shard, key, reason.partition(":")[0]) for shard, key, reason in report.bad} == {
         ("a.tar", "bad", "unsupported"), ("a.tar", "e", "empty"),
+        ("c.tar", "g", "no_media"),
     }
-    assert report.samples == 4
+    assert report.samples == 6
 
 
 def test_pickles_are_never_opened(tmp_path: Path, photos: list[bytes]) -> None:

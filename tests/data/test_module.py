@@ -213,6 +213,18 @@ def test_too_many_bad_samples_stop_the_run(damaged: Path) -> None:
     assert sum(len(batch.keys) for batch in loader) == 19 and loader.bad == {"unsupported": 3}
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_shard_is_one_line_from_any_worker(shards: Path, tmp_path: Path, workers: int) -> None:
+    root = tmp_path / "cut"
+    shutil.copytree(shards, root)
+    for path in root.glob("*.tar"):
+        path.write_bytes(path.read_bytes()[:4000])
+    loader = data(root, num_workers=workers).train_loader(0, 1)
+    with pytest.raises(ValueError, match="4000 bytes, but index.json says") as caught:
+        take(loader, 1)
+    assert "\n" not in str(caught.value)
+
+
 def test_aspect_buckets_and_several_resolutions(shards: Path) -> None:
     module = data(shards, image_size=[64, 96], aspects=[0.66, 2.0], transform=ResizeRandomCrop(), window=4)
     loader = module.train_loader(0, 1)
@@ -248,3 +260,22 @@ def test_weighted_sources(shards: Path, tmp_path: Path) -> None:
 def test_mistakes_name_the_key(shards: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data(shards, **options).train_loader(0, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"limit_train_batches": 3}, range(8)), ({"overfit_batches": 2}, [0, 1] * 4),
+     ({"reload_dataloaders_every_n_epochs": 1}, range(8)), ({"val_check_interval": 2}, range(8))],
+)
+def test_trainer_limits_do_not_lose_or_repeat_batches(
+    shards: Path, tmp_path: Path, options: dict[str, int], steps: list[int]
+) -> None:
+    model, module = Recorder(), data(shards, val=str(shards))
+    trainer = Trainer(
+        max_steps=8, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, default_root_dir=tmp_path, num_sanity_val_steps=0, **options,
+    )
+    trainer.fit(model, module)
+    reference = take(data(shards).train_loader(0, 1), 8)
+    assert [batch.keys for batch in model.batches] == [reference[step].keys for step in steps]
