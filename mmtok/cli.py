@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,12 @@ def main(args: Sequence[str] | None = None) -> int:
             # Lightning's own parser takes over, so that the whole configuration is visible on the command line
             from mmtok.training.cli import main as train
 
-            return train(["fit" if argv[0] == "train" else argv[0], *argv[1:]])
+            train(["fit" if argv[0] == "train" else argv[0], *argv[1:]])
+            return 0
+        if argv and argv[0] == "eval":
+            from mmtok.evaluate import command_line
+
+            return command_line("Measures a tokenizer at every length.", args=argv[1:], prog="mmtok eval")
         options = _parser().parse_args(argv)
         return int(options.run(options) or 0)
     except (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError) as error:
@@ -40,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a tokenizer from a YAML (options: mmtok train --help)", add_help=False)
     _file_commands(commands)
     _shard_commands(commands)
-    _eval_command(commands)
+    commands.add_parser("eval", help="quality, bits and curves on shards, with a report (options: mmtok eval --help)")
 
     command = _add(commands, "demo", "train a small tokenizer on sample media and write a report", _demo)
     command.add_argument("modality", choices=["image"])
@@ -75,29 +81,17 @@ def _shard_commands(commands: argparse._SubParsersAction) -> None:  # type: igno
     command = _add(shards, "make", "media to tar shards with an index", _shards_make)
     command.add_argument("source", help="a folder, ImageFolder, .csv/.jsonl/.parquet manifest, or samples:image")
     command.add_argument("out", type=Path, help="new folder")
-    command.add_argument("--split", default="train", help="train or heldout, for samples:...")
     command.add_argument("--samples-per-shard", type=int, default=1000)
-    command.add_argument("--short-side", type=int, help="scale larger images down to this short side and re-encode")
-    command.add_argument("--quality", type=int, default=95, help="JPEG quality when re-encoding")
-    command.add_argument("--workers", type=int, help="processes (default: all cores)")
-    command = _add(shards, "check", "decode every sample; index shards that have none", _shards_check)
-    command.add_argument("out", type=Path, help="folder of shards")
-    command.add_argument("--workers", type=int, help="processes (default: all cores)")
+    command.add_argument("--shard-bytes", type=int, default=1 << 30, help="bytes of media a shard may hold")
+    command.add_argument("--short-side", type=int, help="scale larger images down to this short side, as JPEG")
+    command.add_argument("--quality", type=int, default=95, help="of that JPEG")
+    command.add_argument("--no-shuffle", action="store_true", help="keep the source's order")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
 
-
-def _eval_command(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
-    command = _add(commands, "eval", "quality, bits and curves of a tokenizer on shards, with a report", _evaluate)
-    command.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
-    command.add_argument("--data", required=True, nargs="+", help="shards, their folder, or samples:image")
-    command.add_argument("--out", type=Path, required=True, help="new folder for metrics.json and report")
-    command.add_argument("--size", type=int, help="side of the evaluated square (default: the tokenizer's)")
-    command.add_argument("--lengths", type=int, nargs="+", help="numbers of tokens (default: a spread of six)")
-    command.add_argument("--metrics", nargs="+", help="psnr ssim lpips_alex lpips_vgg fd_vgg16 rfid ... (default: all offline)")
-    command.add_argument("--preset", help="resize and crop protocol")
-    command.add_argument("--limit", type=int, help="first n samples")
-    command.add_argument("--batch-size", type=int, default=16)
-    command.add_argument("--workers", type=int, default=0)
-    command.add_argument("--device", default="cpu")
+    command = _add(shards, "check", "decode every sample; write an index for shards that have none", _shards_check)
+    command.add_argument("folder", type=Path, help="folder of shards")
+    command.add_argument("--rewrite", action="store_true", help="replace an index that is there")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
 
 
 def _add(
@@ -149,3 +143,27 @@ def _import(options: argparse.Namespace) -> None:
     for key, reason in read_published(options.system, options.checkpoint).dropped.items():
         print(f"dropped {key}: {reason}")
     print(f"wrote {save(tokenizer, options.out)}, tokenizer id {tokenizer.tokenizer_id}")
+
+
+def _shards_make(options: argparse.Namespace) -> None:
+    from mmtok.data.shards_cli import describe, make
+
+    for report in make(
+        options.source, str(options.out), options.samples_per_shard, options.shard_bytes, options.short_side,
+        options.quality, options.workers, not options.no_shuffle,
+    ):
+        print(describe(report))
+
+
+def _shards_check(options: argparse.Namespace) -> int:
+    from mmtok.data.shards_cli import check, describe
+
+    report = check(str(options.folder), options.rewrite, options.workers)
+    print(describe(report))
+    return 1 if report.bad or report.problems else 0
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from mmtok.demo import demo_image
+
+    demo_image(options.out)
