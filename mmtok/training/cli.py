@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -32,7 +32,7 @@ from mmtok.training.config_file import merge, read_config_file
 from mmtok.training.loggers import CSVLog, wandb_logger
 from mmtok.training.task import TokenizerTask
 
-USER_ERRORS = (ValueError, FileNotFoundError, MisconfigurationException)
+USER_ERRORS = (ValueError, FileNotFoundError, MisconfigurationException, ArgumentError)
 COMMANDS = ("fit", "validate", "test")
 
 
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> TrainingCLI:
         try:
             cli = TrainingCLI(_with_one_file(args, Path(folder)))
         except USER_ERRORS as error:
-            _fail(error)
+            _fail(error, folder)
     stopped = cli.config_init[cli.subcommand].checkpoint.signal
     if stopped is not None:
         print(f"stopped by signal {stopped}: go on with --ckpt_path last", file=sys.stderr)
@@ -64,7 +64,7 @@ class TrainingCLI(LightningCLI):
             load_from_checkpoint_support=False, seed_everything_default=0, args=args,
             save_config_kwargs={"overwrite": True},
             # omegaconf+ resolves interpolations once, after the command line; plain omegaconf does it per file
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
             trainer_defaults={"max_epochs": -1, "log_every_n_steps": 50, "num_sanity_val_steps": 0},
         )  # fmt: skip
 
@@ -179,9 +179,10 @@ def _processes(trainer: Namespace) -> int:
     return count * int(trainer.num_nodes)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception, folder: str) -> None:
     if os.environ.get("MMTOK_DEBUG"):
         raise error
-    text = " ".join(str(error).split())
-    print(f"mmtok train: error: {text}", file=sys.stderr)
+    # the merged file lives in a folder of ours: its name alone is what the user knows
+    text = " ".join(str(error).replace(f"{folder}{os.sep}", "").split())
+    print(f"mmtok train: error: {text} (MMTOK_DEBUG=1 shows where)", file=sys.stderr)
     raise SystemExit(2) from None

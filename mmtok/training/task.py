@@ -255,6 +255,12 @@ class TokenizerTask(pl.LightningModule):
         checkpoint["ema"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved, own = checkpoint["state_dict"], self.state_dict()
+        for key in sorted(set(saved) ^ set(own)) or [k for k in own if own[k].shape != saved[k].shape]:
+            raise ValueError(
+                f"--ckpt_path: {key} of the checkpoint does not fit the model of this configuration; to start a new run"
+                " from its weights use model.init_from"
+            )
         self.batches, self.skipped = checkpoint["batches"], checkpoint["skipped"]
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"], self.tokenizer)

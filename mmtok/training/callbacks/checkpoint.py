@@ -8,6 +8,7 @@ written and training stops. A second Ctrl-C stops at once.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
@@ -35,6 +36,14 @@ class AtomicIO(TorchCheckpointIO):
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Tensors and plain values only, whatever is asked: nothing is unpickled."""
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            text = str(error).splitlines()[0]
+            raise ValueError(f"{path} is not a whole checkpoint ({text}); try previous.ckpt beside it") from None
 
 
 class Checkpoint(stock.Checkpoint):
@@ -99,7 +108,7 @@ class Checkpoint(stock.Checkpoint):
         last = folder / "last.ckpt"
         if trainer.is_global_zero and last.is_file():
             _link(last, folder / "previous.ckpt")
-        trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last, weights_only=False)
         if trainer.is_global_zero and self.keep is not None and step % self.keep == 0:
             _link(last, folder / f"step_{step:09d}.ckpt")
 
