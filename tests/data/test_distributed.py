@@ -33,8 +33,10 @@ class Recorder(LightningModule):
 
 def fit(steps, checkpoint):
     model, data = Recorder(), ShardData(shards, val=shards, batch_size=3, image_size=16, num_workers=1, window=2)
-    trainer = Trainer(max_steps=steps, accelerator="cpu", devices=2, strategy="ddp", logger=False,
-                      num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    trainer = Trainer(
+        max_steps=steps, accelerator="cpu", devices=2, strategy="ddp", logger=False, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return trainer, model
 
