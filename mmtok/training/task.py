@@ -74,7 +74,7 @@ class TokenizerTask(pl.LightningModule):
         self.batches = 0  # seen since the start of the run, over restarts
         self.skipped = self._micro = 0
         self._bad = {"generator": 0, "discriminator": 0}  # updates skipped in a row
-        self._window: dict[str, Any] = {}
+        self.shown: dict[str, float] = {}  # what was logged last
         self.speed, self.usage = SpeedMeter(), UsageMeter()
 
     # ---- set-up -----------------------------------------------------------------------------------------------------
@@ -146,16 +146,12 @@ class TokenizerTask(pl.LightningModule):
         if not last:
             return
         self._micro = 0
-        logs = {f"loss/{name}": value.detach() for name, value in (terms | disc_terms).items()}
-        logs["loss/total"] = total.detach()
-        logs |= {f"code/{name}": value for name, value in recon.stats.items()}
-        logs |= {f"stat/{name}": value for name, value in self.objective.stats().items()}
-        logs |= self._update(step, batch, bool(disc_terms))
+        rates = self._update(step, batch, bool(disc_terms))
         if self.global_step % self.trainer.log_every_n_steps == 0:
-            self._window = self.speed.read() | self.usage.read()
-        # one call, with its own x axis: Lightning's would count batches, not updates
-        logs |= self._window | {"step": float(self.global_step)}
-        self.log_dict(logs, batch_size=len(batch.keys))
+            logs = {f"loss/{name}": value for name, value in (terms | disc_terms).items()} | {"loss/total": total}
+            logs |= {f"code/{name}": value for name, value in recon.stats.items()}
+            logs |= {f"stat/{name}": value for name, value in self.objective.stats().items()}
+            self._log(logs | rates | self.usage.read() | self.speed.read())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.speed.batch_ends(len(batch.keys))
@@ -196,6 +192,12 @@ class TokenizerTask(pl.LightningModule):
             optimizer.zero_grad()
         logs["train/skipped"] = float(self.skipped)
         return logs
+
+    def _log(self, logs: dict[str, Any]) -> None:
+        """One call per logger. Not through `log_dict`: it costs milliseconds a step, and counts batches, not updates."""
+        self.shown = {name: float(value) for name, value in logs.items()}
+        for logger in self.loggers:
+            logger.log_metrics(self.shown, step=self.global_step)
 
     def _usable(self, which: str, norm: Tensor, batch: Batch) -> bool:
         # one read per update, as a gradient scaler does; with 16-mixed the scaler itself skips and must see infinities

@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="session")
 def processes():
     """Starts functions in fresh processes; the imports are paid for once, in a server that forks."""
+    # read by the server when it starts: several processes with several threads each would only fight
+    os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mmtok.training.cli", "mmtok.data.module", "torchvision", "training_toys"])
 

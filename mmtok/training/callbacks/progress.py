@@ -14,8 +14,8 @@ class ProgressBar(RichProgressBar):
     """Rich progress bar; values are those last logged."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        logged = trainer.logged_metrics
-        return {short: round(float(logged[name]), 4) for name, short in _SHOWN.items() if name in logged}
+        logged = getattr(pl_module, "shown", {})
+        return {short: round(logged[name], 4) for name, short in _SHOWN.items() if name in logged}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch}"  # the stock text counts to max_epochs - 1, which is -2 when steps set the end
