@@ -12,6 +12,7 @@ from mmtok.bitstream import pack
 from mmtok.keep import BlockPrefix, FlatPrefix, GridPrefix, Prefix
 from mmtok.metrics.base import KeyCount
 from mmtok.metrics.evaluation import Evaluation, Plan
+from mmtok.metrics.inception_score import InceptionScore
 from mmtok.metrics.lengths import encode_at, length_choices, same_tokens, shorten
 from mmtok.metrics.pixels import PSNR, SSIM, to_uint8
 from mmtok.types import Batch, Tokens
@@ -132,6 +133,25 @@ def test_codecs_stand_beside_with_the_same_metrics():
     sample = result.samples[0]
     assert set(sample.anchors) == {"WebP", "JPEG"} and len(sample.lengths) == 1
     assert sample.anchors["WebP"][0].image.shape == (3, SIDE, SIDE) and sample.anchors["WebP"][0].values["bytes"] > 20
+
+
+def test_inception_gives_rfid_by_count_and_the_score(monkeypatch):
+    from mmtok.metrics import suite
+
+    class Pooled:
+        """Stands where the real network would: 12 features and 5 logits of an image."""
+
+        name, dim, logits = "rfid", 12, True
+
+        def __call__(self, images):
+            features = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+            return features, features[:, :5] / 50
+
+    monkeypatch.setattr(suite.InceptionFeatures, "load", lambda weights, device: Pooled())
+    monkeypatch.setattr(suite, "InceptionScore", lambda: InceptionScore(5))
+    rows = run(Plan(lengths=(1, 64), metrics=("rfid",))).lengths
+    assert rows[1].values["rfid_11"] < rows[0].values["rfid_11"]
+    assert 1 <= rows[1].values["inception_score_1split"] <= 5
 
 
 def test_a_model_of_fixed_length_has_one_row():

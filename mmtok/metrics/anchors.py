@@ -69,8 +69,8 @@ def encode_image(image: Tensor, setting: AnchorSetting) -> bytes:
     codec = CODECS[setting.codec]
     picture = Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())
     if setting.scale > 1:
-        size = tuple(max(1, round(n / setting.scale)) for n in picture.size)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        width, height = (max(1, round(n / setting.scale)) for n in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, codec.format, quality=setting.quality, **codec.options)
     return stream.getvalue()

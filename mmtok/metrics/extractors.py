@@ -77,13 +77,14 @@ class VGG16Features:
     name, dim, logits = "fd_vgg16", 512, False
 
     def __init__(self, network: LPIPS | None = None, device: torch.device | str = "cpu") -> None:
-        self.network = (network if network is not None else LPIPS("vgg")).to(device)
-        self.stages = nn.Sequential(*self.network.stages)
+        network = (network if network is not None else LPIPS("vgg")).to(device)
+        self.stages = nn.Sequential(*network.stages)
+        self.shift, self.scale = network.get_buffer("shift"), network.get_buffer("scale")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(images.device.type, enabled=False), _full_float32():
-            x = (to_signed(images) - self.network.shift) / self.network.scale
+            x = (to_signed(images) - self.shift) / self.scale
             return self.stages(x.contiguous(memory_format=torch.channels_last)).float().mean((2, 3)), None
 
 

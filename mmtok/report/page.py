@@ -17,6 +17,10 @@ from mmtok.report.table import columns
 
 PICTURE_BUDGET = 4_000_000  # bytes of data URIs; the whole page stays below 5 MB
 MAX_POSITION_CURVES = 8
+NEAREST = (
+    "Codecs are shown at the setting whose file is nearest in bytes to ours, reduced to a half or a quarter first"
+    " where that is nearer."
+)
 
 
 def write_report(folder: str | Path, result: EvaluationResult) -> Path:
@@ -51,6 +55,8 @@ def render(result: EvaluationResult) -> str:
         "last": str(len(steps) - 1),
         "start": str(first),
         "stored": escape(stored),
+        "nearest": NEAREST if result.anchors else "",
+        "legend": _legend(result),
         "charts": "".join(_rate_charts(result)),
         "bits": _bits_chart(result),
         "usage": _usage(result),
@@ -78,6 +84,13 @@ def _summary(result: EvaluationResult) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def _legend(result: EvaluationResult) -> str:
+    names = {"mmtok": "this model"} | {row.series: row.series for row in result.anchors}
+    keys = " ".join(f'<span class="key {kind.lower()}">{escape(name)}</span>' for kind, name in names.items())
+    reduced = any(row.scale > 1 for row in result.anchors)
+    return keys + (' <span class="quiet">dashed: reduced to 1/2 or 1/4 before coding</span>' if reduced else "")
 
 
 def _rate_charts(result: EvaluationResult) -> list[str]:
@@ -190,7 +203,8 @@ def _floors(result: EvaluationResult) -> str:
 
 
 def _facts(result: EvaluationResult) -> str:
-    facts = {"command": result.command, "duration": _duration(result.seconds), "data": result.data}
+    command = f"<dt>command</dt><dd><code>{escape(result.command)}</code></dd>" if result.command else ""
+    facts = {"duration": _duration(result.seconds), "data": result.data}
     facts |= result.protocol
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
+    return command + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)

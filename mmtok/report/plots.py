@@ -21,14 +21,17 @@ def write_plots(folder: Path, result: EvaluationResult) -> list[Path]:
         for key in quality_keys(result.lengths[-1].values):
             figure = Figure(figsize=(5, 3.6), layout="constrained")
             axes = figure.add_subplot()
+            named: set[str] = set()  # the reduced curves of a codec share one entry of the legend
             for name, scaled, rows in curves(result):
+                text = f"{name}, reduced" if scaled else name
                 points = sorted((row.values["bytes_file"], row.values[key]) for row in rows if key in row.values)
                 if points:
                     axes.plot(
                         *zip(*points, strict=True), marker="o", markersize=3, linestyle="--" if scaled else "-",
                         linewidth=0.8 if scaled else 1.4, color=COLOURS.get(name),
-                        label=f"{name}, reduced" if scaled else name,
+                        label=None if text in named else text,
                     )
+                    named.add(text)
             axes.set(xscale="log", xlabel="bytes per image (whole file)", ylabel=_axis(key))
             axes.set_title(f"{result.model}, {result.images} images at {result.size[0]} x {result.size[1]}", fontsize=9)
             axes.grid(alpha=0.25, which="both", linewidth=0.5)
@@ -45,9 +48,9 @@ def curves(result: EvaluationResult) -> list[tuple[str, bool, list[Row]]]:
     out: list[tuple[str, bool, list[Row]]] = [("mmtok", False, result.lengths)]
     for name in dict.fromkeys(row.series for row in result.anchors):
         rows = sorted((row for row in result.anchors if row.series == name), key=lambda row: row.values["bytes_file"])
-        out.append((name, False, [row for row in rows if row.scale == 1]))
-        out.append((name, True, [row for row in rows if row.scale > 1]))
-    return [(name, scaled, rows) for name, scaled, rows in out if rows]
+        for scale in sorted({row.scale for row in rows}):
+            out.append((name, scale > 1, [row for row in rows if row.scale == scale]))
+    return out
 
 
 def _axis(key: str) -> str:
