@@ -181,6 +181,7 @@ def command_line(
     parser.add_argument("--codecs", nargs="*", default=codecs, help="jpeg webp avif")
     parser.add_argument("--size", type=int, help="side in pixels (default: the model's)")
     parser.add_argument("--preset", default=PRESETS[0], help="resize and crop: " + ", ".join(PRESETS))
+    parser.add_argument("--rounding", default="round", help="how floats become 8 bits: round, or truncate to compare")
     parser.add_argument("--limit", type=int, help="only the first so many images")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
@@ -192,7 +193,7 @@ def command_line(
     try:
         main(
             options.model, data, options.out, tuple(options.lengths), tuple(options.metrics), tuple(options.codecs),
-            options.batch_size, options.size, options.preset, limit=options.limit, device=options.device,
+            options.batch_size, options.size, options.preset, options.rounding, options.limit, device=options.device,
             weights=options.weights, num_workers=options.workers, overwrite=options.overwrite,
         )
     except (ValueError, OSError) as error:

@@ -1,5 +1,6 @@
 """One pass for all lengths equals one encoding per length; totals, counts, codecs and files are what they say."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from dct_toy import SIDE, TOKENS, DctTokenizer
+from toys import ResidualDepth
 
 from mmtok.bitstream import pack
 from mmtok.keep import BlockPrefix, FlatPrefix, GridPrefix, Prefix
@@ -53,6 +55,16 @@ def test_cut_tokens_equal_the_truncated_path():
         shorten(full, 65)
     with pytest.raises(ValueError, match="longer than what was sent"):
         shorten(shorten(full, 8), 9)
+
+
+def test_residual_depth_is_cut_like_positions():
+    tokenizer = ResidualDepth().eval()
+    batch = Batch.of(torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1))
+    full = tokenizer.encode(batch)
+    assert length_choices(tokenizer, (64,)) == [1, 2, 4]
+    for depth in (1, 2, 3, 4):
+        short = shorten(full, depth)
+        assert same_tokens(short, encode_at(tokenizer, batch, depth)) and int(short.num_sent[0]) == 16 * depth
 
 
 @pytest.mark.parametrize(
@@ -182,6 +194,33 @@ def test_missing_or_repeated_images_are_errors():
         seen(names[:9])
     with pytest.raises(ValueError, match="measured twice"):
         seen(names[:10] + names[:1])
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    plan = Plan(lengths=(4, 64), metrics=("psnr", "ssim"), codecs=("jpeg",), samples=2)
+    evaluation = Evaluation(DctTokenizer(), (SIDE, SIDE), plan)
+
+    def held():
+        """Bytes of everything the evaluation holds."""
+        stream = io.BytesIO()
+        torch.save([evaluation.__dict__ | {"tokenizer": None, "number": None, "suite": None}], stream)
+        return stream.tell()
+
+    sizes = []
+    for round_ in range(3):
+        for batch in batches(pictures(12, round_), (6, 6), [f"{round_}/{i}" for i in range(12)]):
+            evaluation.update(batch)
+        sizes.append(held())
+    assert max(sizes) - min(sizes) < 2000 and len(evaluation.shown) == 2  # names differ in length, nothing else
+
+
+def test_a_model_that_decodes_nan_is_stopped():
+    class Broken(DctTokenizer):
+        def decode(self, tokens, *, seed=0):
+            return super().decode(tokens) * (float("nan") if int(tokens.num_sent[0]) < 9 else 1.0)
+
+    with pytest.raises(ValueError, match="decodes 4 tokens to NaN or infinity"):
+        run(Plan(lengths=(4, 64), metrics=("psnr",)), tokenizer=Broken())
 
 
 def test_mistakes_are_named():

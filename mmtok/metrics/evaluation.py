@@ -107,7 +107,10 @@ class Evaluation:
         seen = []
         for candidate in self.candidates:
             tokens = self._tokens(full, batch, candidate.length)
-            fake = to_uint8(self.tokenizer.decode(tokens), self.plan.rounding)
+            decoded = self.tokenizer.decode(tokens)
+            if not bool(torch.isfinite(decoded).all()):
+                raise ValueError(f"evaluate: the model decodes {self._label(candidate.length)} to NaN or infinity")
+            fake = to_uint8(decoded, self.plan.rounding)
             scores = candidate.panel.update(real, fake)
             scores = {"bytes": candidate.rate.update(tokens).double(), **scores}
             candidate.usage.update(tokens)
