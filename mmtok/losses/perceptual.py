@@ -58,8 +58,9 @@ class ConvNeXtLogits(Term):
         super().__init__()
         from torchvision.models import convnext_small
 
-        network = convnext_small(weights=None)
-        network.load_state_dict(load_state(require(CONVNEXT_SMALL, weights)))
+        with torch.device("meta"):  # no time is spent on random weights
+            network = convnext_small(weights=None)
+        network.load_state_dict(load_state(require(CONVNEXT_SMALL, weights)), assign=True)
         self.network = Teacher(network.to(memory_format=torch.channels_last))
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)

@@ -195,7 +195,7 @@ class TokenizerTask(pl.LightningModule):
 
     def _log(self, logs: dict[str, Any]) -> None:
         """One call per logger. Not through `log_dict`: it costs milliseconds a step, and counts batches, not updates."""
-        self.shown = {name: float(value) for name, value in logs.items()}
+        self.shown = {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in logs.items()}
         for logger in self.loggers:
             logger.log_metrics(self.shown, step=self.global_step)
 

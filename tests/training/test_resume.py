@@ -46,7 +46,8 @@ def test_killed_at_13_equals_uninterrupted(tmp_path, shards, processes, workers)
 def test_a_stopped_run_saves_says_so_and_goes_on(tmp_path, shards, processes, number):
     arguments = _arguments(tmp_path, shards, "run", 0)
     text = (tmp_path / "run.yaml").read_text()
-    (tmp_path / "run.yaml").write_text(text.replace("run.keys", f"run.keys\n      kill: 7\n      signal: {int(number)}"))
+    told = f"run.keys\n      kill: 7\n      signal: {int(number)}"
+    (tmp_path / "run.yaml").write_text(text.replace("run.keys", told))
     assert processes(main, arguments) == 128 + number
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] in (7, 8)  # the signal's own step or, when it came after the check, the next

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from mmtok.data.check import check_shards
+from mmtok.training.cli import main
 
 
 def write_shards(folder: Path, count: int = 26) -> Path:
@@ -59,7 +60,8 @@ def config(shards: Path, **dotted) -> dict:
                 "terms": {
                     "l1": {"class_path": "mmtok.losses.L1"},
                     "adv": {"class_path": "mmtok.losses.Adversarial", "init_args": {
-                        "network": {"class_path": "mmtok.discriminators.PatchGAN", "init_args": {"width": 8, "layers": 1}},
+                        "network": {
+                            "class_path": "mmtok.discriminators.PatchGAN", "init_args": {"width": 8, "layers": 1}},
                         "start": 3, "lead": 2, "ramp": 4, "lecam": True}},
                 },
                 "weights": {
@@ -73,7 +75,7 @@ def config(shards: Path, **dotted) -> dict:
         },
         "data": {"class_path": "mmtok.data.module.ShardData", "init_args": {
             "train": str(shards / "s-*.tar"), "val": str(shards / "s-000000.tar"), "batch_size": 4, "image_size": 32,
-            "num_workers": 0}},
+            "num_workers": 0, "start_method": "fork"}},
     }  # fmt: skip
     for key, value in dotted.items():
         *parents, last = key.split("__")
@@ -104,6 +106,30 @@ class Recorder(Callback):
     def on_train_end(self, trainer, pl_module):
         state = {"torch": torch.get_rng_state(), "numpy": np.random.random(4).tolist(), "python": random.random()}
         torch.save(state, self.path.with_suffix(".rng"))
+
+
+def ddp_rank(rank: int, port: int, folder: str, shards: str) -> None:
+    """One of two processes (gloo) that train the toy under the strategy that the command ships."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    node = config(Path(shards), name="ddp", runs=folder, trainer__devices=2, trainer__max_steps=8)
+    node["model"]["accumulate"] = 2
+    node["trainer"]["callbacks"] = [{"class_path": "training_toys.RankState", "init_args": {"folder": folder}}]
+    main(["fit", "-c", write_config(Path(folder) / f"ddp{rank}.yaml", node)])
+
+
+class RankState(Callback):
+    """Saves every rank's whole state, and the strategy's name, at the end."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_end(self, trainer, pl_module):
+        strategy = trainer.strategy
+        state = {
+            "state": pl_module.state_dict(), "ema": pl_module.ema.state_dict(), "step": trainer.global_step,
+            "unused": bool(strategy._ddp_kwargs.get("find_unused_parameters")), "world": trainer.world_size,
+        }  # fmt: skip
+        torch.save(state, self.folder / f"rank{trainer.global_rank}.pt")
 
 
 def keys(path: Path) -> dict[int, list[str]]:

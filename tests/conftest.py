@@ -1,3 +1,5 @@
+"""Fixtures shared by the tests that train: toy shards, and fresh processes."""
+
 import multiprocessing
 import os
 import sys
@@ -5,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "training"))
 
 
 @pytest.fixture(scope="session")
