@@ -22,7 +22,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """kind names a CSS class ("mmtok", "jpeg", ...); name is written beside the line's end, "" for none."""
+    """kind names a CSS class ("mmtok", "jpeg", ...); name is the tooltip of the line, "" for none."""
 
     name: str
     kind: str
@@ -59,7 +59,8 @@ def line_chart(curves: list[Curve], x_title: str, y_title: str, log_x: bool = Fa
     for curve in curves:
         kind = escape(curve.kind) + (" dashed" if curve.dashed else "")
         path = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in curve.points)
-        out.append(f'<g class="curve {kind}"><polyline points="{path}"/>')
+        name = f"<title>{escape(curve.name)}</title>" if curve.name else ""
+        out.append(f'<g class="curve {kind}"><polyline points="{path}">{name}</polyline>')
         if curve.dots:
             for p in curve.points:
                 step = "" if p.step is None else f' data-step="{p.step}"'

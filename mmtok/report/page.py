@@ -150,13 +150,20 @@ def _positions(result: EvaluationResult) -> str:
         return ""
     bin_size = max(b.bin_size for b in books)
     most = min(math.log2(max(b.size for b in books)), math.log2(max(1, result.images * bin_size)))
-    last = max(len(b.position_entropy) for b in books) - 1
-    ceiling = Curve("", "ceiling", [Point(0, most), Point(max(1, last), most)], dashed=True, dots=False)
+    starts: dict[int, int] = {}  # grids lie end to end, in sending order; codebooks of one grid share its positions
+    end = 0
+    for book in books:
+        if book.grid not in starts:
+            starts[book.grid] = end
+            end += len(book.position_entropy)
+    ceiling = Curve("", "ceiling", [Point(0, most), Point(max(1, end - 1), most)], dashed=True, dots=False)
 
     def chart(values: str, title: str, factor: float, *extra: Curve) -> str:
-        series = [getattr(book, values) for book in books]
-        lines = [Curve("", "mmtok", [Point(i, factor * v) for i, v in enumerate(s)], dots=False) for s in series]
-        place = "position" if bin_size == 1 else f"position / {bin_size}"
+        lines = []
+        for book in books:
+            points = [Point(starts[book.grid] + i, factor * v) for i, v in enumerate(getattr(book, values))]
+            lines.append(Curve(_book(book.grid, book.codebook, result), "mmtok", points, dots=False))
+        place = "position in sending order" + ("" if bin_size == 1 else f", bins of up to {bin_size}")
         body = line_chart([*extra, *lines], place, title, y_from_zero=True)
         return f"<figure><figcaption><b>{escape(title)}</b> by position</figcaption>{body}</figure>"
 

@@ -11,7 +11,9 @@ import tempfile
 import time
 
 # the file itself, not Debian's wrapper script, so that ending the process ends the browser
-CANDIDATES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
+CANDIDATES = (
+    os.environ.get("CHROMIUM", ""), "/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome",
+)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-default-apps", "--no-first-run",
@@ -23,7 +25,7 @@ class Chromium:
     """One page in one browser. `events` holds everything the page reported: console, exceptions, requests."""
 
     def __init__(self):
-        program = next((path for path in map(shutil.which, CANDIDATES) if path), None)
+        program = next((path for path in map(shutil.which, filter(None, CANDIDATES)) if path), None)
         if program is None:
             raise FileNotFoundError("no Chromium: apt-get install chromium")
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)

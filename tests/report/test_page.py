@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmtok.metrics.usage import CodebookUsage
 from mmtok.report.chart import Curve, Point, line_chart
 from mmtok.report.labels import label
 from mmtok.report.page import render, write_report
@@ -87,3 +88,16 @@ def test_the_table_prints_every_length(result, capsys, monkeypatch):
     print_table(result)
     out = capsys.readouterr().out
     assert all(row.label in out for row in (*result.lengths, *result.anchors)) and "PSNR, dB" in out
+
+
+def test_grids_lie_end_to_end_and_codebooks_share_positions(result):
+    def book(grid, codebook, count):
+        return CodebookUsage(grid, codebook, 16, 10, 0.5, 0.6, 2.0, 4.0, 1, (0.5,) * count, (2.0,) * count)
+
+    text = render(replace(result, usage=[book(0, 0, 4), book(0, 1, 4), book(1, 0, 8)]))
+    chart = text[text.index("Code entropy, bits") :].partition("</svg>")[0]
+    xs = {}
+    for points, name in re.findall(r'<polyline points="([^"]+)"><title>([^<]+)</title>', chart):
+        xs[name] = [float(point.split(",")[0]) for point in points.split()]
+    assert xs["grid 0, codebook 0"] == xs["grid 0, codebook 1"] and len(xs["grid 1, codebook 0"]) == 8
+    assert min(xs["grid 1, codebook 0"]) > max(xs["grid 0, codebook 1"])
