@@ -214,9 +214,15 @@ class TokenizerTask(pl.LightningModule):
         return False
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel between processes only for the last batch of an update."""
+        """Gradients travel between processes only for the last batch of an update.
+
+        With discriminators they always do: DDP's map of used parameters survives `no_sync`, and the generator's
+        synchronised pass would then reduce half-accumulated gradients of the discriminator (it raises).
+        """
         strategy = self.trainer.strategy
-        return nullcontext() if last or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+        if last or self._discriminators or not isinstance(strategy, ParallelStrategy):
+            return nullcontext()
+        return strategy.block_backward_sync()
 
     @property
     def _half(self) -> bool:

@@ -108,11 +108,15 @@ class Recorder(Callback):
         torch.save(state, self.path.with_suffix(".rng"))
 
 
-def ddp_rank(rank: int, port: int, folder: str, shards: str) -> None:
+def ddp_rank(rank: int, port: int, folder: str, shards: str, adversarial: bool) -> None:
     """One of two processes (gloo) that train the toy under the strategy that the command ships."""
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     node = config(Path(shards), name="ddp", runs=folder, trainer__devices=2, trainer__max_steps=8)
     node["model"]["accumulate"] = 2
+    if not adversarial:
+        objective = node["model"]["objective"]["init_args"]
+        del objective["terms"]["adv"]
+        objective["weights"] = {name: w for name, w in objective["weights"].items() if not name.startswith("adv")}
     node["trainer"]["callbacks"] = [{"class_path": "training_toys.RankState", "init_args": {"folder": folder}}]
     main(["fit", "-c", write_config(Path(folder) / f"ddp{rank}.yaml", node)])
 
