@@ -18,7 +18,7 @@ def make() -> PyramidTokenizer:
     torch.manual_seed(0)
     quantizer = MultiScale([VQ(6, 32), VQ(6, 32), VQ(6, 32)], [4, 2, 1])
     return PyramidTokenizer(
-        PyramidEncoder(6, (8, 8, 16), (1, 1, 1)), quantizer, PyramidDecoder(3, 6, (8, 8, 16), (1, 1, 1)), (64, 64),
+        PyramidEncoder(6, (8, 8, 16), (1, 1, 1)), quantizer, PyramidDecoder(3, 6, (8, 8, 8, 16), (1, 1, 1, 1)), (64, 64),
         UniformTail(FlatPrefix()),
     )
 
@@ -62,11 +62,21 @@ def test_an_untrained_decoder_shows_the_thumbnail_of_its_latents() -> None:
     x = F.interpolate(torch.rand(1, 3, 4, 4), size=(64, 64), mode="nearest")
     z = model.latents(x)
     thumbnail = F.avg_pool2d(x, 16)
-    assert (z[:, :3] / 3 - thumbnail).abs().mean() < (z[:, :3] / 3 - thumbnail.flip(1)).abs().mean()
+    torch.testing.assert_close(z[:, :3] / 3, thumbnail)
     keep = tuple(torch.ones(1, 1, *shape[1:], dtype=torch.bool) for shape in model.grid_shapes((64, 64)))
     z = F.pad(thumbnail * 3, (0, 0, 0, 0, 0, 3))
     expected = F.interpolate(thumbnail, scale_factor=16.0, mode="bicubic")
     torch.testing.assert_close(model.decoder(z, keep), expected)
+
+
+def test_learned_channels_cannot_shrink() -> None:
+    encoder = PyramidEncoder(6, (8, 8, 16), (1, 1, 1)).train()
+    with torch.no_grad():
+        encoder.out.weight.mul_(0.1)
+    z = encoder(torch.rand(8, 3, 64, 64) * 2 - 1)
+    torch.testing.assert_close(z[:, 3:].std((0, 2, 3), unbiased=False), torch.ones(3), atol=0.05, rtol=0)
+    with pytest.raises(ValueError, match="encoder.dim"):
+        PyramidEncoder(3)
 
 
 def test_training_draws_a_length_per_item_and_reaches_every_part() -> None:
