@@ -1,4 +1,8 @@
-"""The `mmtok` command. Every import that costs time happens inside the subcommand that needs it."""
+"""The `mmtok` command. Every import that costs time happens inside the subcommand that needs it.
+
+Exit codes: 0 done; 1 done, but files or samples were skipped (each is named); 2 a user's mistake (one line on stderr);
+130 Ctrl-C. MMTOK_DEBUG=1 shows the traceback behind a one-line error.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,62 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from mmtok import __version__
+
+if TYPE_CHECKING:
+    from mmtok.tokenizer import Tokenizer
 
 TRAINING = ("train", "fit", "validate", "test")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit code: 0, 1 for skipped files, 2 with one line for a user's mistake."""
+    """Runs one subcommand and returns its exit code; SystemExit after --help and from Lightning's parser."""
     argv = list(sys.argv[1:] if args is None else args)
     try:
-        if argv and argv[0] in TRAINING:
-            # Lightning's own parser takes over, so that the whole configuration is visible on the command line
-            from mmtok.training.cli import main as train
-
-            train(["fit" if argv[0] == "train" else argv[0], *argv[1:]])
-            return 0
-        if argv and argv[0] == "eval":
-            from mmtok.evaluate import command_line
-
-            return command_line("Measures a tokenizer at every length.", args=argv[1:], prog="mmtok eval")
-        options = _parser().parse_args(argv)
-        return int(options.run(options) or 0)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError) as error:
-        print(f"mmtok: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except ImportError as error:
-        print(f"mmtok: {error}: this command needs the training extra: pip install 'mmtok[train]'", file=sys.stderr)
-        return 2
+        return _run(argv)
+    except BrokenPipeError:  # `mmtok list | head`; stdout is closed, so its flush at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 130
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        ours = isinstance(error, ModuleNotFoundError) and (error.name or "mmtok").split(".")[0] == "mmtok"
+        if ours or os.environ.get("MMTOK_DEBUG"):
+            raise
+        print(f"mmtok: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: list[str]) -> int:
+    if argv and argv[0] in TRAINING:
+        # Lightning's own parser takes over, so that the whole configuration is visible on the command line
+        from mmtok.training.cli import main as train
+
+        train(["fit" if argv[0] == "train" else argv[0], *argv[1:]])
+        return 0
+    if argv and argv[0] == "eval":
+        from mmtok.evaluate import command_line
+
+        return command_line("Measures a tokenizer at every length.", args=argv[1:], prog="mmtok eval")
+    options = _parser().parse_args(argv)
+    return int(options.run(options) or 0)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes become one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "mmtok", description="Train, measure and use discrete tokenizers for images, video and audio.",
         epilog="Training takes Lightning's options: mmtok train -c configs/image/....yaml (also: validate, test).",
     )
+    parser.add_argument("--version", action="version", version=f"mmtok {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser("train", help="train a tokenizer from a YAML (options: mmtok train --help)", add_help=False)
     _file_commands(commands)
@@ -50,18 +75,21 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "demo", "train a small tokenizer on sample media and write a report", _demo)
     command.add_argument("modality", choices=["image"])
-    command.add_argument("--out", type=Path, default=Path("runs/demo-image"), help="new folder for shards, run and report")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/demo-image"),
+        help="folder for shards, run and report: a new one, or an earlier demo, which is replaced",
+    )
 
     command = _add(commands, "list", "tokenizers that load by name, and recipes that train", _list)
 
     command = _add(commands, "import", "convert a published checkpoint to a folder that mmtok loads", _import)
     command.add_argument("system", help="a module of mmtok.importers: titok, taming, llamagen, ...")
     command.add_argument("checkpoint", type=Path, help="the published file, or its folder with config")
-    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="new folder")
     return parser
 
 
-def _file_commands(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+def _file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = _add(commands, "encode", "images to .mmt token files", _encode)
     command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
     command.add_argument("-o", "--out", type=Path, required=True, help="a .mmt file, or a folder for several inputs")
@@ -76,8 +104,10 @@ def _file_commands(commands: argparse._SubParsersAction) -> None:  # type: ignor
     command.add_argument("--seed", type=int, default=0, help="noise of stochastic decoders")
 
 
-def _shard_commands(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
-    shards = commands.add_parser("shards", help="make or check WebDataset shards").add_subparsers(required=True)
+def _shard_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    shards = commands.add_parser("shards", help="make or check WebDataset shards").add_subparsers(
+        required=True, metavar="command"
+    )
     command = _add(shards, "make", "media to tar shards with an index", _shards_make)
     command.add_argument("source", help="a folder, ImageFolder, .csv/.jsonl/.parquet manifest, or samples:image")
     command.add_argument("out", type=Path, help="new folder")
@@ -95,8 +125,7 @@ def _shard_commands(commands: argparse._SubParsersAction) -> None:  # type: igno
 
 
 def _add(
-    commands: argparse._SubParsersAction, name: str, text: str,  # type: ignore[type-arg]
-    run: Callable[[argparse.Namespace], int | None],
+    commands: argparse._SubParsersAction[_Parser], name: str, text: str, run: Callable[[argparse.Namespace], int | None]
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
@@ -105,25 +134,34 @@ def _add(
 
 def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
-    command.add_argument("--device", default="cpu")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     command.add_argument("--overwrite", action="store_true", help="replace existing outputs")
 
 
-def _encode(options: argparse.Namespace) -> int:
+def _load(options: argparse.Namespace) -> Tokenizer:
+    import torch
+
     from mmtok import load
+
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    return load(options.model, options.device)
+
+
+def _encode(options: argparse.Namespace) -> int:
     from mmtok.files import encode_files
 
     return encode_files(
-        load(options.model, options.device), options.inputs, options.out, options.num_tokens, options.num_quantizers,
-        options.overwrite,
+        _load(options), options.inputs, options.out, options.num_tokens, options.num_quantizers, options.overwrite
     )
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from mmtok import load
     from mmtok.files import decode_files
 
-    return decode_files(load(options.model, options.device), options.inputs, options.out, options.seed, options.overwrite)
+    return decode_files(_load(options), options.inputs, options.out, options.seed, options.overwrite)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -134,25 +172,27 @@ def _list(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from mmtok.hub import save
-    from mmtok.importers import read_published
-    from mmtok.importers import load as load_published
+    from mmtok.importers import instantiate, read_published
 
     if options.out.exists():
-        raise FileExistsError(f"{options.out} exists: give another --out")
-    tokenizer = load_published(options.system, options.checkpoint)
-    for key, reason in read_published(options.system, options.checkpoint).dropped.items():
+        raise ValueError(f"{options.out} exists: give another --out")
+    converted = read_published(options.system, options.checkpoint)
+    tokenizer = instantiate(converted)
+    for key, reason in converted.dropped.items():
         print(f"dropped {key}: {reason}")
     print(f"wrote {save(tokenizer, options.out)}, tokenizer id {tokenizer.tokenizer_id}")
 
 
-def _shards_make(options: argparse.Namespace) -> None:
+def _shards_make(options: argparse.Namespace) -> int:
     from mmtok.data.shards_cli import describe, make
 
-    for report in make(
+    reports = make(
         options.source, str(options.out), options.samples_per_shard, options.shard_bytes, options.short_side,
         options.quality, options.workers, not options.no_shuffle,
-    ):
+    )
+    for report in reports:
         print(describe(report))
+    return 1 if any(report.bad for report in reports) else 0
 
 
 def _shards_check(options: argparse.Namespace) -> int:
@@ -167,3 +207,11 @@ def _demo(options: argparse.Namespace) -> None:
     from mmtok.demo import demo_image
 
     demo_image(options.out)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}: this command needs the training extra: pip install 'mmtok[train]'"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -25,6 +25,7 @@ def demo_image(out: Path) -> Path:
     if out.exists():
         if not mark.exists():
             raise FileExistsError(f"{out} exists and is not a demo: give another --out")
+        print(f"replacing the earlier demo in {out}", file=sys.stderr)
         shutil.rmtree(out)
     out.mkdir(parents=True)
     mark.touch()

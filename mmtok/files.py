@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from mmtok.bitstream import load_tokens, save_tokens
 from mmtok.tokenizer import Tokenizer
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+TOKENS = (".mmt",)
 
 
 def encode_files(
@@ -21,36 +25,41 @@ def encode_files(
 
     inputs  files and folders; the images of a folder keep their relative paths below `out`
     out     a `.mmt` path for one input file, else a folder
+    ValueError or OSError, before anything is written, when nothing matches or an output exists.
     """
     device, failed, images, written, pixels = _device(tokenizer), 0, 0, 0, 0
-    for source, target in _pairs(inputs, out, ".mmt", _image_names()):
-        _may_write(target, overwrite)
+    for source, target in plan_files(inputs, out, IMAGES, TOKENS, overwrite):
         try:
             x = read_image(source)
-        except ValueError as error:
-            print(f"mmtok encode: skipped {error}", file=sys.stderr)
-            failed += 1
+        except (ValueError, OSError) as error:
+            failed += _skip("encode", source, error)
             continue
-        tokens = tokenizer.encode(x.to(device), num_tokens=num_tokens, num_quantizers=num_quantizers)
+        try:
+            tokens = tokenizer.encode(x.to(device), num_tokens=num_tokens, num_quantizers=num_quantizers)
+        except ValueError as error:  # a length that this model does not have: more files would not help
+            raise ValueError(f"{source}: {error}") from None
         target.parent.mkdir(parents=True, exist_ok=True)
-        size = save_tokens(target, tokens)
-        images, written, pixels = images + 1, written + size, pixels + x.shape[-1] * x.shape[-2]
-        print(f"{source} -> {target}  {x.shape[-1]}x{x.shape[-2]}  {size} bytes  {8 * size / (x.shape[-1] * x.shape[-2]):.4f} bpp")
+        size, area = save_tokens(target, tokens), x.shape[-1] * x.shape[-2]
+        images, written, pixels = images + 1, written + size, pixels + area
+        print(f"{source} -> {target}  {x.shape[-1]}x{x.shape[-2]}  {size} bytes  {8 * size / area:.4f} bpp")
     if images > 1:
-        print(f"{images} images, {written} bytes, {8 * written / pixels:.4f} bpp" + (f", {failed} skipped" if failed else ""))
+        print(f"{images} images, {written} bytes, {8 * written / pixels:.4f} bpp")
     return 1 if failed else 0
 
 
 def decode_files(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int = 0, overwrite: bool = False) -> int:
-    """Writes one PNG a `.mmt` file; returns 0, or 1 when a file could not be decoded (each is named on stderr)."""
+    """Writes one PNG a `.mmt` file; returns 0, or 1 when a file could not be decoded (each is named on stderr).
+
+    inputs  files and folders; the token files of a folder keep their relative paths below `out`
+    out     an image path for one input file (its ending chooses the format), else a folder
+    ValueError or OSError, before anything is written, when nothing matches or an output exists.
+    """
     device, failed = _device(tokenizer), 0
-    for source, target in _pairs(inputs, out, ".png", (".mmt",)):
-        _may_write(target, overwrite)
+    for source, target in plan_files(inputs, out, TOKENS, (".png", *IMAGES), overwrite):
         try:
             tokens = load_tokens(source, tokenizer)
-        except ValueError as error:
-            print(f"mmtok decode: skipped {error}", file=sys.stderr)
-            failed += 1
+        except (ValueError, OSError) as error:
+            failed += _skip("decode", source, error)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         write_image(target, tokenizer.decode(tokens.to(device), seed=seed)[0])
@@ -60,42 +69,70 @@ def decode_files(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int 
 
 def read_image(path: Path) -> Tensor:
     """float32 [1, 3, H, W] in [-1, 1]; ValueError names the file when it is no readable image."""
-    from mmtok.data.decode import BadSample, decode_image, to_float
+    _require_pillow()
+    from mmtok.data.decode import BadSample, decode_image
 
     try:
-        return to_float(decode_image(path.read_bytes()))[None]
+        return decode_image(path.read_bytes())[None]
     except BadSample as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def write_image(path: Path, x: Tensor) -> None:
-    """Writes [3, H, W] in [-1, 1] in the format of the file's ending."""
+    """Writes [3, H, W] in [-1, 1] in the format of the file's ending; replaces an existing file at once."""
+    _require_pillow()
     from PIL import Image
 
     pixels = ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        lossy = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".avif") else {}
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, **lossy)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _pairs(inputs: list[Path], out: Path, ending: str, wanted: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
-    """(source, target) per file; ValueError when nothing matches or two files would share a target."""
-    single = len(inputs) == 1 and inputs[0].is_file() and out.suffix != "" and not out.is_dir()
-    if single:
-        yield inputs[0], out
-        return
-    found: dict[Path, Path] = {}
+def plan_files(
+    inputs: list[Path], out: Path, wanted: tuple[str, ...], written: tuple[str, ...], overwrite: bool
+) -> list[tuple[Path, Path]]:
+    """(source, target) per file.
+
+    wanted   endings to look for in folders; a file named by itself is taken whatever its ending
+    written  endings an output file may have; the first is used inside a folder
+    ValueError when nothing matches, two files share a target, or a target exists.
+    """
     for path in inputs:
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
+            raise ValueError(f"{path} does not exist")
+    if len(inputs) == 1 and inputs[0].is_file() and out.suffix and not out.is_dir():
+        if out.suffix.lower() not in written:
+            raise ValueError(f"--out {out}: name a file ending in {', '.join(written)}, or a folder that exists")
+        found = {out: inputs[0]}
+    else:
+        found = _below(inputs, out, wanted, written[0])
+    for target in found:
+        if target.is_dir():
+            raise ValueError(f"{target} is a folder: give another --out")
+        if target.exists() and not overwrite:
+            raise ValueError(f"{target} exists: give another --out, or --overwrite")
+    return [(source, target) for target, source in found.items()]
+
+
+def _below(inputs: list[Path], out: Path, wanted: tuple[str, ...], ending: str) -> dict[Path, Path]:
+    """target -> source, with all targets below the folder `out`."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder, or one ending in {ending} for a single input")
+    found: dict[Path, Path] = {}
+    for path in inputs:
         root = path if path.is_dir() else path.parent
         for source in _walk(path, wanted):
             target = (out / source.relative_to(root)).with_suffix(ending)
-            if target in found:
+            if found.setdefault(target, source) != source:
                 raise ValueError(f"{source} and {found[target]} would both become {target}: rename one")
-            found[target] = source
     if not found:
         raise ValueError(f"{', '.join(map(str, inputs))}: no file ends in {', '.join(wanted)}")
-    for target, source in found.items():
-        yield source, target
+    return found
 
 
 def _walk(path: Path, wanted: tuple[str, ...]) -> Iterable[Path]:
@@ -104,15 +141,18 @@ def _walk(path: Path, wanted: tuple[str, ...]) -> Iterable[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in wanted)
 
 
-def _may_write(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists: give another --out, or --overwrite")
+def _skip(command: str, source: Path, error: Exception) -> int:
+    """Names a file that was left out; returns 1, to be added up."""
+    text = f"{source}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    print(f"mmtok {command}: skipped {' '.join(text.split())}", file=sys.stderr)
+    return 1
 
 
-def _image_names() -> tuple[str, ...]:
-    from mmtok.data.decode import EXTENSIONS
-
-    return tuple(f".{ending}" for ending in EXTENSIONS)
+def _require_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError("image files need Pillow: pip install pillow, or pip install 'mmtok[train]'") from None
 
 
 def _device(tokenizer: Tokenizer) -> torch.device:

@@ -25,7 +25,9 @@ CONFIG, WEIGHTS, TABLES = "config.yaml", "model.safetensors", "tables.safetensor
 Config = dict[str, Any]
 
 
-def load(name: str | os.PathLike[str], device: str | torch.device = "cpu", modules: tuple[str, ...] = ("mmtok",)) -> Tokenizer:
+def load(
+    name: str | os.PathLike[str], device: str | torch.device = "cpu", modules: tuple[str, ...] = ("mmtok",)
+) -> Tokenizer:
     """A trained tokenizer in eval mode.
 
     name     a name in the catalogue (`mmtok list`), a folder written by `save`, or hf:owner/name
@@ -39,13 +41,13 @@ def load(name: str | os.PathLike[str], device: str | torch.device = "cpu", modul
     tables = {key: state.pop(key) for key in list(state) if key.startswith("tables.")}
     wanted = tokenizer.state_dict()
     # half-precision storage is a matter of the file; the model computes in its own dtype
-    missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    if missing or unexpected:
-        raise ValueError(f"{folder / WEIGHTS}: keys missing {missing[:5]}, unknown {unexpected[:5]}: not the weights of {CONFIG}")
-    wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
-    if wrong:
-        key = wrong[0]
-        raise ValueError(f"{folder / WEIGHTS}: {key} is {list(state[key].shape)}, {CONFIG} asks for {list(wanted[key].shape)}")
+    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    file = folder / WEIGHTS
+    if missing or unknown:
+        raise ValueError(f"{file}: keys missing {missing[:5]}, unknown {unknown[:5]}: not the weights of {CONFIG}")
+    for key, value in wanted.items():
+        if value.shape != state[key].shape:
+            raise ValueError(f"{file}: {key} is {list(state[key].shape)}, {CONFIG} asks for {list(value.shape)}")
     tokenizer.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
     if tables:
         tokenizer.tables = tuple(tables[f"tables.{i}"] for i in range(len(tables)))
@@ -86,7 +88,6 @@ def save(tokenizer: Tokenizer, folder: str | os.PathLike[str], dtype: torch.dtyp
 def build(config: Config, modules: tuple[str, ...] = ("mmtok",)) -> Tokenizer:
     """A fresh tokenizer from `{class_path, init_args}`; unknown keys are errors that name the key."""
     from jsonargparse import ArgumentParser, Namespace
-    from jsonargparse._common import parser_context  # noqa: F401  (import fails early on incompatible versions)
 
     check_class_paths(config, modules)
     parser = ArgumentParser(exit_on_error=False)
@@ -123,7 +124,8 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         return Path(text)
     entry = catalogue().get(text)
     if entry is None:
-        raise ValueError(f"no tokenizer named {text!r}: not a folder, and the catalogue has {', '.join(catalogue())}")
+        known = ", ".join(catalogue()) or "no entries"
+        raise ValueError(f"no tokenizer named {text!r}: not a folder, and the catalogue has {known}")
     folder = _checkpoints() / entry["folder"]
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder / WEIGHTS} is missing: reinstall mmtok, or put the file there")
@@ -145,8 +147,9 @@ def read_config(path: Path) -> Config:
         raise ValueError(f"{path}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(config, dict) or not {"format_version", "tokenizer", "tokenizer_id"} <= set(config):
         raise ValueError(f"{path}: needs format_version, tokenizer and tokenizer_id")
-    if config["format_version"] > FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version {config['format_version']} is newer than this mmtok ({FORMAT_VERSION}): upgrade")
+    version = config["format_version"]
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version {version} is newer than this mmtok ({FORMAT_VERSION}): upgrade")
     return config
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-
 from mmtok.hub import catalogue
 
 
@@ -38,5 +37,3 @@ def print_listing() -> None:
     print("recipes (mmtok train -c configs/<name>.yaml):")
     for name, summary in recipes().items():
         print(f"  {name:36s} {summary}")
-
-

@@ -1,11 +1,13 @@
-"""Fixtures shared by the tests that train: toy shards, and fresh processes."""
+"""Fixtures shared by several folders: toy shards, photographs, a small saved tokenizer, fresh processes."""
 
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
@@ -40,3 +42,39 @@ def processes():
 
     run.start = start
     return run
+
+
+TITOK = "mmtok.models.image.titok"
+SIZES = {"dim": 4, "num_latents": 16, "image_size": 64, "patch": 16, "width": 32, "layers": 1, "heads": 2}
+SMALL_MODEL = {
+    "class_path": f"{TITOK}.TiTok",
+    "init_args": {
+        "encoder": {"class_path": f"{TITOK}.TiTokEncoder", "init_args": SIZES},
+        "quantizer": {"class_path": "mmtok.quantizers.vq.VQ", "init_args": {"dim": 4, "codebook_size": 64}},
+        "decoder": {"class_path": f"{TITOK}.TiTokDecoder", "init_args": SIZES},
+        "tail": {"class_path": "mmtok.taildrop.UniformTail"},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """Folder of a saved tail-drop image tokenizer with random weights: 16 codes a tile of 64 x 64 pixels."""
+    import torch
+
+    from mmtok.hub import build, save
+
+    torch.manual_seed(0)
+    return save(build(SMALL_MODEL), tmp_path_factory.mktemp("small") / "model")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with nested images of mixed sizes and formats, and one file that is none."""
+    root = tmp_path / "photos"
+    (root / "trip" / "day1").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, height, width in (("a.png", 64, 64), ("trip/b.jpg", 33, 100), ("trip/day1/c.WEBP", 1, 1)):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(root / name)
+    (root / "trip" / "notes.txt").write_text("not asked for")
+    return root

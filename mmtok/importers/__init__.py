@@ -26,9 +26,13 @@ def load(family: str, path: str | os.PathLike[str]) -> Tokenizer:
     path    weights file, or a folder with weights and config as published
     ValueError names the file, the key and the mend.
     """
+    return instantiate(read_published(family, path))
+
+
+def instantiate(converted: Converted) -> Tokenizer:
+    """The tokenizer of `read_published`, in eval mode; ValueError when keys or shapes differ from the model's."""
     from mmtok.hub import build
 
-    converted = read_published(family, path)
     tokenizer = build(converted.config)
     check_complete(converted.state, tokenizer.state_dict())
     tokenizer.load_state_dict(converted.state)
