@@ -1,0 +1,94 @@
+"""The operators in plain torch: what every other implementation must agree with, and the path where none is built.
+
+Legend: N vectors, D dimensions, V codes, Q depths. Memory beyond inputs and outputs stays near 8 MiB for any N, V.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SCRATCH_ENTRIES = 1 << 19  # float32 entries of the distance block; addmm and topk keep up to three of them alive
+
+
+def nearest_code(x: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """k nearest codes int64 [N, k] and squared distances float32 [N, k], nearest first, lowest index first in a tie.
+
+    |x - c|^2 is expanded and both sides are centred by the codebook mean: with a large shared mean the plain
+    expansion loses the digits that tell neighbours apart. The distances returned are sums of squared differences.
+    """
+    size = codebook.shape[0]
+    centre = codebook.mean(0, dtype=torch.float64).float()
+    found = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
+    distance = torch.empty(x.shape[0], k, dtype=torch.float32, device=x.device)
+    columns = min(size, max(k, 4096, SCRATCH_ENTRIES // max(1, x.shape[0])))
+    rows = max(1, SCRATCH_ENTRIES // columns)
+    for start in range(0, x.shape[0], rows):
+        part = x[start : start + rows].float()
+        centred = part - centre
+        best_score = torch.empty(len(part), 0, device=x.device)
+        best = torch.empty(len(part), 0, dtype=torch.int64, device=x.device)
+        for first in range(0, size, columns):
+            codes = codebook[first : first + columns].float() - centre
+            score = torch.addmm(codes.square().sum(1) / 2, centred, codes.T, alpha=-1)
+            # a stable sort over (already best, new) keeps the lowest index first among equals
+            new_score, new = _smallest(score, min(k, len(codes)))
+            merged = torch.cat([best_score, new_score], 1)
+            order = merged.argsort(dim=1, stable=True)[:, :k]
+            best_score = merged.gather(1, order)
+            best = torch.cat([best, new + first], 1).gather(1, order)
+        difference = part[:, None] - codebook[best].float()
+        exact = difference.square().sum(2)
+        order = best.argsort(dim=1, stable=True)
+        order = order.gather(1, exact.gather(1, order).argsort(dim=1, stable=True))
+        found[start : start + rows] = best.gather(1, order)
+        distance[start : start + rows] = exact.gather(1, order)
+    return found, distance
+
+
+def _smallest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row with their indices, lowest index first among equals."""
+    if k == 1:
+        index = score.argmin(1, keepdim=True)
+        return score.gather(1, index), index
+    order = score.argsort(dim=1, stable=True)[:, :k]
+    return score.gather(1, order), order
+
+
+def residual_encode(x: Tensor, codebooks: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Codes int64 [N, Q] (0 from each row's depth on) and the float32 [N, D] sum of the codes chosen."""
+    quantizers = codebooks.shape[0]
+    residual = x.to(torch.float32, copy=True)
+    total = torch.zeros_like(residual)
+    codes = torch.zeros(x.shape[0], quantizers, dtype=torch.int64, device=x.device)
+    for q in range(quantizers):
+        chosen = nearest_code(residual, codebooks[q], 1)[0][:, 0]
+        picked = codebooks[q][chosen].float()
+        if depth is not None:
+            active = depth > q
+            chosen = chosen * active
+            picked = torch.where(active[:, None], picked, 0.0)
+        codes[:, q] = chosen
+        residual -= picked
+        total += picked
+    return codes, total
+
+
+def gather_add_(out: Tensor, codes: Tensor, codebooks: Tensor, alpha: float) -> None:
+    """out [N, D] += alpha * sum over q of codebooks[q, codes[:, q]]; codes [N, Q], codebooks [Q, V, D]."""
+    for q in range(codes.shape[1]):
+        out.add_(codebooks[q][codes[:, q]], alpha=alpha)
+
+
+def code_sums(x: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How many rows chose each code, float32 [V], and the float32 sum [V, D] of those rows, in row order."""
+    if mask is not None:
+        x, codes = x[mask], codes[mask]
+    counts = torch.bincount(codes, minlength=size).float()
+    sums = torch.zeros(size, x.shape[1], device=x.device)
+    if x.device.type == "cpu":
+        return counts, sums.index_add_(0, codes, x.float())
+    # index_add_ on an accelerator adds in any order; sorted segments add in row order
+    order = codes.argsort(stable=True)
+    lengths = torch.bincount(codes, minlength=size)
+    return counts, torch.segment_reduce(x.float()[order], "sum", lengths=lengths, axis=0)
