@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from mmtok import __version__
+from mmtok.console import Parser, one_line
 
 if TYPE_CHECKING:
     from mmtok.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
         ours = isinstance(error, ModuleNotFoundError) and (error.name or "mmtok").split(".")[0] == "mmtok"
         if ours or os.environ.get("MMTOK_DEBUG"):
             raise
-        print(f"mmtok: error: {_one_line(error)}", file=sys.stderr)
+        print(f"mmtok: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -54,15 +55,8 @@ def _run(argv: list[str]) -> int:
     return int(options.run(options) or 0)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes become one line instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         "mmtok", description="Train, measure and use discrete tokenizers for images, video and audio.",
         epilog="Training takes Lightning's options: mmtok train -c configs/image/....yaml (also: validate, test).",
     )
@@ -89,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _file_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     command = _add(commands, "encode", "images to .mmt token files", _encode)
     command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
     command.add_argument("-o", "--out", type=Path, required=True, help="a .mmt file, or a folder for several inputs")
@@ -104,7 +98,7 @@ def _file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     command.add_argument("--seed", type=int, default=0, help="noise of stochastic decoders")
 
 
-def _shard_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _shard_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     shards = commands.add_parser("shards", help="make or check WebDataset shards").add_subparsers(
         required=True, metavar="command"
     )
@@ -125,14 +119,14 @@ def _shard_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add(
-    commands: argparse._SubParsersAction[_Parser], name: str, text: str, run: Callable[[argparse.Namespace], int | None]
-) -> argparse.ArgumentParser:
+    commands: argparse._SubParsersAction[Parser], name: str, text: str, run: Callable[[argparse.Namespace], int | None]
+) -> Parser:
     command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
 
 
-def _model_options(command: argparse.ArgumentParser) -> None:
+def _model_options(command: Parser) -> None:
     command.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     command.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -207,11 +201,3 @@ def _demo(options: argparse.Namespace) -> None:
     from mmtok.demo import demo_image
 
     demo_image(options.out)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error}: this command needs the training extra: pip install 'mmtok[train]'"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,6 @@ Alone or under torchrun: every process evaluates its share, the first one writes
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shlex
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from mmtok.console import Parser, one_line
 from mmtok.metrics.base import KeyCount
 from mmtok.metrics.evaluation import Evaluation, Plan, world_size
 from mmtok.report.result import EvaluationResult
@@ -172,7 +172,7 @@ def command_line(
     args: list[str] | None = None, prog: str | None = None,
 ) -> int:
     """`main` with arguments from the command line; returns the exit code (2 for a user's mistake)."""
-    parser = argparse.ArgumentParser(prog, description=description)
+    parser = Parser(prog, description=description)
     parser.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
     parser.add_argument("--data", required=True, nargs="+", help="shards, their folder, or samples:image")
     parser.add_argument("--out", type=Path, help="folder for metrics.json, plots/ and report/")
@@ -188,15 +188,15 @@ def command_line(
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weights", type=Path, help="file or folder of metric weights")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
-    options = parser.parse_args(args)
-    data = options.data if len(options.data) > 1 else options.data[0]
     try:
+        options = parser.parse_args(args)
+        data = options.data if len(options.data) > 1 else options.data[0]
         main(
             options.model, data, options.out, tuple(options.lengths), tuple(options.metrics), tuple(options.codecs),
             options.batch_size, options.size, options.preset, options.rounding, options.limit, device=options.device,
             weights=options.weights, num_workers=options.workers, overwrite=options.overwrite,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -62,7 +62,7 @@ def save(tokenizer: Tokenizer, folder: str | os.PathLike[str], dtype: torch.dtyp
     it too, so that what is in memory makes the same codes as what is loaded.
     """
     if tokenizer.config is None:
-        raise ValueError("save: tokenizer.config is not set; build it with mmtok.hub.build(config) or train it with the CLI")
+        raise ValueError("save: tokenizer.config is not set; build it with mmtok.hub.build(config), or train it")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if dtype is not None:

@@ -306,4 +306,5 @@ def test_the_script_ends_with_code_2_and_one_line(monkeypatch, capsys, tmp_path)
 
     monkeypatch.setattr("sys.argv", ["bpp.py", "--model", str(tmp_path / "absent"), "--data", "x.tar"])
     assert command_line("bits") == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    err = capsys.readouterr().err
+    assert err.startswith("bpp.py: error: ") and err.count("\n") == 1
