@@ -16,13 +16,14 @@ from mmtok.keep import Shapes
 from mmtok.types import Quantized
 
 F = TypeVar("F", bound=Callable[..., Any])
+DENSE_COUNTS = 1 << 20  # largest codebook whose codes are counted in a dense table
 
 
 class Quantizer(nn.Module):
     """Maps vectors to codes and back.
 
     dim             D of the latents it takes and returns
-    codebook_sizes  per grid, one size per codebook
+    codebook_sizes  per grid, one size per codebook; () for a continuous bottleneck
 
     `forward(z [B, D, *S], keep=None) -> Quantized` and `decode(grids, keep=None) -> z [B, D, *S]`, both float32
     inside whatever the autocast state. `keep` (bool, one per grid, broadcastable to [B, K, *S]) masks sums, losses
@@ -31,6 +32,7 @@ class Quantizer(nn.Module):
 
     dim: int
     codebook_sizes: tuple[tuple[int, ...], ...]
+    value_gradient = False  # whether the reconstruction trains parameters of this quantizer through `z`
 
     def shapes(self, positions: tuple[int, ...]) -> Shapes:
         """(K, *S) of every grid for latents with these positions."""
@@ -45,12 +47,16 @@ class Quantizer(nn.Module):
 
 
 def full_precision(method: F) -> F:
-    """Runs a method with autocast off on the device of its first tensor, and that tensor in float32."""
+    """Runs `forward` or `decode` with autocast off on the device of its input, and float input as float32."""
 
     @functools.wraps(method)
-    def wrapped(self: nn.Module, z: Tensor, *args: Any) -> Any:
-        with torch.autocast(z.device.type, enabled=False):
-            return method(self, z.float(), *args)
+    def wrapped(self: nn.Module, z: Tensor | tuple[Tensor, ...], *args: Any, **named: Any) -> Any:
+        if isinstance(z, Tensor):
+            z, device = z.float(), z.device.type
+        else:
+            device = z[0].device.type if z else "cpu"
+        with torch.autocast(device, enabled=False):
+            return method(self, z, *args, **named)
 
     return wrapped  # type: ignore[return-value]
 
@@ -65,6 +71,30 @@ def from_vectors(vectors: Tensor, like: Tensor) -> Tensor:
     return vectors.view(like.shape[0], *like.shape[2:], vectors.shape[-1]).movedim(-1, 1)
 
 
+def keep_mask(keep: tuple[Tensor, ...] | None, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The mask of a one-codebook quantizer as bool [B, 1, *S] and as rows bool [N]; (None, None) without a mask."""
+    if keep is None:
+        return None, None
+    mask = keep[0].expand(z.shape[0], 1, *z.shape[2:])
+    return mask, mask[:, 0].flatten()
+
+
+def kept_positions(keep: tuple[Tensor, ...] | None, z: Tensor) -> Tensor | None:
+    """bool [B, 1, *S]: where any codebook of any grid with the positions of z sends a code; None when all do.
+
+    Grids of other sizes (scales) cover all of z, so they count everywhere.
+    """
+    if keep is None or not keep:
+        return None
+    sizes = [mask.shape[2:] for mask in keep]
+    if any(n not in (1, m) for size in sizes for n, m in zip(size, z.shape[2:], strict=True)):
+        return None
+    found = keep[0].any(1, keepdim=True)
+    for mask in keep[1:]:
+        found = found | mask.any(1, keepdim=True)
+    return found.expand(z.shape[0], 1, *z.shape[2:])
+
+
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of float [N, ...] over the rows where bool [N] is true; 0 where none is."""
     if mask is None:
@@ -77,10 +107,13 @@ def code_stats(codes: Tensor, size: int, mask: Tensor | None = None, prefix: str
     """Usage (share of codes hit, 0..1) and perplexity (1..size) of int64 [N] codes in this batch."""
     if mask is not None:
         codes = codes[mask]
-    counts = torch.bincount(codes.flatten(), minlength=size).float()
+    if size <= DENSE_COUNTS:
+        counts = torch.bincount(codes.flatten(), minlength=size).float()
+    else:  # the codes of 36 bits cannot be counted one by one
+        counts = codes.unique(return_counts=True)[1].float()
     p = counts / counts.sum().clamp(min=1)
     entropy = -(p * p.clamp(min=1e-12).log()).sum()
-    return {f"{prefix}usage": (counts > 0).float().mean(), f"{prefix}perplexity": entropy.exp()}
+    return {f"{prefix}usage": (counts > 0).float().sum() / size, f"{prefix}perplexity": entropy.exp()}
 
 
 def check_codes(grids: tuple[Tensor, ...], sizes: tuple[tuple[int, ...], ...]) -> None:
