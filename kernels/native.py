@@ -1,12 +1,153 @@
-"""Calls the C++ library through ctypes, which lets go of Python's global lock for the length of the call."""
+"""The C++ library behind the CPU operators, called through ctypes, which releases Python's lock during a call.
+
+Legend: N vectors, D dimensions, V codes, Q depths.
+"""
+
 from __future__ import annotations
 
-problem: str | None = "the C++ library is not built"
+import ctypes
+import functools
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NAMES = ("avx512", "avx2", "portable")  # the numbers csrc/library.cpp gives the paths
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+_library: ctypes.CDLL | None = None
+problem: str | None = None  # why the library can't be used
+_selected = 2
 
 
+def _load() -> None:
+    global _library, problem
+    suffix = ".pyd" if sys.platform == "win32" else ".so"
+    files = sorted(Path(__file__).parent.glob(f"_native*{suffix}"))
+    if not files:
+        problem = "the C++ kernels were not built (a C++ compiler must be there when mmtok is installed)"
+        return
+    try:
+        _library = ctypes.CDLL(str(files[0]))
+    except OSError as error:
+        problem = f"the C++ kernels do not load ({error})"
+        return
+    pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    rows = [pointer, number, number, number, integer]
+    for name, result, arguments in (
+        ("path", ctypes.c_char_p, [integer]),
+        ("nearest", integer,
+         [integer, integer, *rows, *[pointer] * 2, number, number, integer, number, *[pointer] * 2]),
+        ("residual", integer,
+         [integer, integer, *rows, *[pointer] * 2, number, number, number, integer, *[pointer] * 3]),
+        ("sums", integer, [integer, integer, *rows, number, pointer, pointer, number, pointer, pointer]),
+        ("gather", integer,
+         [integer, integer, pointer, number, pointer, pointer, number, number, number, integer, ctypes.c_float]),
+        ("multiply_add_peak", ctypes.c_double, [integer, integer, number]),
+        ("scratch_peak", number, []),
+    ):
+        function = getattr(_library, f"mmtok_{name}")
+        function.restype, function.argtypes = result, arguments
+
+
+@functools.cache
 def paths() -> tuple[str, ...]:
-    return ()
+    """The code paths this processor runs, widest first."""
+    if _library is None:
+        return ()
+    return tuple(name for number, name in enumerate(NAMES) if _library.mmtok_path(number))
 
 
 def select(path: str) -> None:
-    pass
+    """Makes later calls take this path."""
+    global _selected
+    _selected = NAMES.index(path)
+
+
+def nearest_code(x: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    x, codebook = _plain(x), _plain(codebook).contiguous()
+    codes = torch.empty(x.shape[0], k, dtype=torch.int64)
+    distance = torch.empty(x.shape[0], k)
+    centre = _centres(codebook[None])
+    _check(_library.mmtok_nearest(
+        _selected, torch.get_num_threads(), *_rows(x), codebook.data_ptr(), centre.data_ptr(), *codebook.shape,
+        DTYPES[codebook.dtype], k, codes.data_ptr(), distance.data_ptr(),
+    ))
+    return codes, distance
+
+
+def residual_encode(x: Tensor, codebooks: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
+    x, codebooks = _plain(x), _plain(codebooks).contiguous()
+    codes = torch.empty(x.shape[0], codebooks.shape[0], dtype=torch.int64)
+    total = torch.zeros(x.shape, dtype=torch.float32)
+    if not codebooks.shape[0]:
+        return codes, total
+    centres = _centres(codebooks)
+    depth = None if depth is None else depth.to(torch.int64).contiguous()
+    _check(_library.mmtok_residual(
+        _selected, torch.get_num_threads(), *_rows(x), codebooks.data_ptr(), centres.data_ptr(), *codebooks.shape,
+        DTYPES[codebooks.dtype], _pointer(depth), codes.data_ptr(), total.data_ptr(),
+    ))
+    return codes, total
+
+
+def gather_add_(out: Tensor, codes: Tensor, codebooks: Tensor, alpha: float) -> None:
+    target = out.contiguous()
+    codes, codebooks = codes.contiguous(), _plain(codebooks).contiguous()
+    _check(_library.mmtok_gather(
+        _selected, torch.get_num_threads(), target.data_ptr(), target.shape[0], codes.data_ptr(), codebooks.data_ptr(),
+        *codebooks.shape, DTYPES[codebooks.dtype], alpha,
+    ))
+    if target is not out:
+        out.copy_(target)
+
+
+def code_sums(x: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    x, codes = _plain(x), codes.contiguous()
+    mask = None if mask is None else mask.contiguous()
+    counts, sums = torch.empty(size), torch.empty(size, x.shape[1])
+    _check(_library.mmtok_sums(
+        _selected, torch.get_num_threads(), *_rows(x), x.shape[1], codes.data_ptr(), _pointer(mask), size,
+        counts.data_ptr(), sums.data_ptr(),
+    ))
+    return counts, sums
+
+
+def multiply_add_peak(path: str, threads: int, rounds: int) -> float:
+    """Floating-point operations a second that independent multiply-adds reach."""
+    assert _library is not None
+    return _library.mmtok_multiply_add_peak(NAMES.index(path), threads, rounds)
+
+
+def scratch_peak() -> int:
+    """The most bytes of scratch memory held at once since the last call."""
+    assert _library is not None
+    return _library.mmtok_scratch_peak()
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x if x.dtype in DTYPES else x.float()
+
+
+def _centres(codebooks: Tensor) -> Tensor:
+    """Means float32 [Q, D] of codebooks [Q, V, D]; the same shift for rows and codes, so rounding it is harmless."""
+    return codebooks.mean(1, dtype=torch.float32).contiguous()
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int, int]:
+    return x.data_ptr(), x.shape[0], x.stride(0), x.stride(1), DTYPES[x.dtype]
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _check(status: int) -> None:
+    if status == 1:
+        raise MemoryError("mmtok.kernels: no scratch memory")
+    if status == 2:
+        raise IndexError("mmtok.kernels: a code lies outside its codebook")
+
+
+_load()

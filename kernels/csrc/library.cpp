@@ -1,0 +1,174 @@
+// The C interface called through ctypes, and the threads behind it. See native.py for the Python side.
+// Threads start for one call and end with it: nothing outlives a fork, and calls from many Python threads are independent.
+#include <stdlib.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+using namespace mmtok;
+
+namespace {
+
+constexpr size_t kScratch = 7 << 20;        // bytes for all threads of a call together; the promise is 8 MiB
+constexpr size_t kThreadScratch = 1 << 20;  // more only costs cache misses
+constexpr double kThreadWork = 4e6;         // multiply-adds worth starting a thread for (about 30 microseconds)
+
+std::atomic<int64_t> scratch_now{0}, scratch_peak{0};
+
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
+    if (posix_memalign(&memory_, 4096, bytes_) != 0) memory_ = nullptr;
+    int64_t now = scratch_now += (int64_t)bytes_, peak = scratch_peak;
+    while (now > peak && !scratch_peak.compare_exchange_weak(peak, now)) {
+    }
+  }
+  ~Scratch() {
+    free(memory_);
+    scratch_now -= (int64_t)bytes_;
+  }
+  Scratch(const Scratch&) = delete;
+  char* get() const { return (char*)memory_; }
+
+ private:
+  size_t bytes_;
+  void* memory_ = nullptr;
+};
+
+// body(i) for i in 0..count-1; each of `threads` threads takes the next i until none is left
+template <class Body>
+void parallel(int threads, int64_t count, const Body& body) {
+  std::atomic<int64_t> next{0};
+  auto loop = [&] {
+    for (int64_t i; (i = next++) < count;) body(i);
+  };
+  std::vector<std::thread> others;
+  try {
+    for (int t = 1; t < threads && t < count; t++) others.emplace_back(loop);
+  } catch (...) {
+    // no more threads to be had: those that run share the work
+  }
+  loop();
+  for (auto& thread : others) thread.join();
+}
+
+int useful_threads(int threads, double work) {
+  int most = (int)(work / kThreadWork) + 1;
+  return threads < 1 ? 1 : threads < most ? threads : most;
+}
+
+const Isa* isa(int path) {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (path == 0) return avx512 ? isa_avx512() : nullptr;
+  if (path == 1) return avx2 ? isa_avx2() : nullptr;
+#endif
+  return path == 2 ? isa_portable() : nullptr;
+}
+
+// runs the job over rows 0..count; 0, or 1 when memory is lacking
+int run(const Isa* table, const Job& job, int64_t count, int threads) {
+  if (count == 0) return 0;
+  const int64_t depths = job.quantizers ? job.quantizers : 1;
+  threads = useful_threads(threads, (double)count * job.books.size * job.books.dim * depths);
+  Plan plan;
+  for (;; threads = (threads + 1) / 2) {
+    const size_t budget = kScratch / threads < kThreadScratch ? kScratch / threads : kThreadScratch;
+    plan = table->plan(job, (count + threads - 1) / threads, budget);
+    if (plan.bytes <= budget || threads == 1) break;
+  }
+  // even chunks, as many for each thread
+  int64_t chunks = (count + plan.rows - 1) / plan.rows;
+  chunks = (chunks + threads - 1) / threads * threads;
+  const int64_t unit = 8, rows = ((count + chunks - 1) / chunks + unit - 1) / unit * unit;
+  std::atomic<int> failed{0};
+  std::atomic<int64_t> next{0};
+  parallel(threads, threads, [&](int64_t) {
+    Scratch scratch(plan.bytes);
+    if (!scratch.get()) {
+      failed = 1;
+      return;
+    }
+    for (int64_t at; (at = next.fetch_add(rows)) < count;)
+      table->run(job, plan, at, at + rows < count ? at + rows : count, scratch.get());
+  });
+  return failed;
+}
+
+bool outside(const int64_t* codes, const uint8_t* mask, int64_t count, int64_t size) {
+  bool bad = false;
+  for (int64_t n = 0; n < count; n++) bad |= (uint64_t)codes[n] >= (uint64_t)size && !(mask && !mask[n]);
+  return bad;
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* mmtok_path(int path) {
+  const Isa* table = isa(path);
+  return table ? table->name : nullptr;
+}
+
+int mmtok_nearest(int path, int threads, const void* x, int64_t count, int64_t row, int64_t column, int x_dtype,
+                  const void* book, const float* centre, int64_t size, int64_t dim, int book_dtype, int64_t k,
+                  int64_t* codes, float* distance) {
+  Job job = {{x, row, column, x_dtype}, {book, centre, size, dim, book_dtype}, k, 0, nullptr, codes, distance, nullptr};
+  return run(isa(path), job, count, threads);
+}
+
+int mmtok_residual(int path, int threads, const void* x, int64_t count, int64_t row, int64_t column, int x_dtype,
+                   const void* books, const float* centre, int64_t quantizers, int64_t size, int64_t dim,
+                   int book_dtype, const int64_t* depth, int64_t* codes, float* sum) {
+  Job job = {{x, row, column, x_dtype}, {books, centre, size, dim, book_dtype}, 1, quantizers, depth, codes, nullptr,
+             sum};
+  return run(isa(path), job, count, threads);
+}
+
+// 2: a code lies outside 0..size-1, nothing was written
+int mmtok_sums(int path, int threads, const void* x, int64_t count, int64_t row, int64_t column, int x_dtype,
+               int64_t dim, const int64_t* codes, const uint8_t* mask, int64_t size, float* counts, float* sums) {
+  if (outside(codes, mask, count, size)) return 2;
+  threads = useful_threads(threads, (double)(count + size) * dim * 4);
+  const int64_t share = (size + threads - 1) / threads;
+  parallel(threads, threads, [&](int64_t i) {
+    const int64_t low = i * share < size ? i * share : size, high = low + share < size ? low + share : size;
+    isa(path)->sums({x, row, column, x_dtype}, dim, codes, mask, count, low, high, counts, sums);
+  });
+  return 0;
+}
+
+int mmtok_gather(int path, int threads, float* out, int64_t count, const int64_t* codes, const void* books,
+                 int64_t quantizers, int64_t size, int64_t dim, int book_dtype, float alpha) {
+  if (outside(codes, nullptr, count * quantizers, size)) return 2;
+  threads = useful_threads(threads, (double)count * dim * quantizers * 4);
+  const int64_t share = (count + threads - 1) / threads;
+  parallel(threads, threads, [&](int64_t i) {
+    const int64_t low = i * share < count ? i * share : count, high = low + share < count ? low + share : count;
+    isa(path)->gather(out, codes, {books, nullptr, size, dim, book_dtype}, quantizers, alpha, low, high);
+  });
+  return 0;
+}
+
+// floating-point operations a second of independent multiply-adds on `threads` threads
+double mmtok_multiply_add_peak(int path, int threads, int64_t rounds) {
+  std::atomic<int64_t> operations{0};
+  const auto start = std::chrono::steady_clock::now();
+  parallel(threads, threads, [&](int64_t) {
+    float sink = 1e-3f;
+    operations += (int64_t)isa(path)->multiply_add(rounds, &sink);
+    if (sink == 1.0f) operations += 1;  // the loop must not be optimized away
+  });
+  return operations / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// the most scratch memory held at once since the last call, over all threads
+int64_t mmtok_scratch_peak() { return scratch_peak.exchange(scratch_now); }
+
+}  // extern "C"
