@@ -27,6 +27,7 @@ def encode_files(
     out     a `.mmt` path for one input file, else a folder
     ValueError or OSError, before anything is written, when nothing matches or an output exists.
     """
+    _require_pillow()
     device, failed, images, written, pixels = _device(tokenizer), 0, 0, 0, 0
     for source, target in plan_files(inputs, out, IMAGES, TOKENS, overwrite):
         try:
@@ -54,6 +55,7 @@ def decode_files(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int 
     out     an image path for one input file (its ending chooses the format), else a folder
     ValueError or OSError, before anything is written, when nothing matches or an output exists.
     """
+    _require_pillow()
     device, failed = _device(tokenizer), 0
     for source, target in plan_files(inputs, out, TOKENS, (".png", *IMAGES), overwrite):
         try:
