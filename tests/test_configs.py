@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import mmtok.configs
 import pytest
 import torch
 import yaml
 
+import mmtok.configs
 from mmtok import hub
 from mmtok.training import cli as command
 from mmtok.training.config_file import read_config_file

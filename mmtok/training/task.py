@@ -194,8 +194,8 @@ class TokenizerTask(pl.LightningModule):
         return logs
 
     def _log(self, logs: dict[str, Any]) -> None:
-        """One call per logger. Not through `log_dict`: it costs milliseconds a step, and counts batches, not updates."""
-        self.shown = {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in logs.items()}
+        """One call per logger. `self.log_dict` would cost milliseconds a step, and count batches instead of updates."""
+        self.shown = {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in logs.items()}
         for logger in self.loggers:
             logger.log_metrics(self.shown, step=self.global_step)
 
