@@ -3,8 +3,8 @@
     python benchmarks/startup.py --json benchmarks/results/startup.json
 
 Every timing is a fresh process, its own start included; the commands take turns, so that a busy moment of the machine
-meets all of them. `import_over_torch` is the median of the ratios of one turn and should be at most 1.15, `help_seconds`
-at most 0.5. Run it with nothing else running.
+meets all of them. `import_over_torch` is the median of the ratios of one turn and should be at most 1.15,
+`help_seconds` at most 0.5. Run it with nothing else running.
 """
 
 from __future__ import annotations

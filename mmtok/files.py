@@ -88,8 +88,11 @@ def write_image(path: Path, x: Tensor) -> None:
     pixels = ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        lossy = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".avif") else {}
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, **lossy)
+        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".avif"):
+            image.save(temporary, quality=95)
+        else:
+            image.save(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

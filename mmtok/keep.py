@@ -131,7 +131,7 @@ class GridPrefix:
         return [len(shapes)]
 
     def symbols(self, keep: tuple[Tensor, ...], shapes: Shapes) -> Tensor:
-        symbols = (sum(mask.flatten(1)[:, 0].to(torch.int64) for mask in keep) - 1)[:, None]
+        symbols = (torch.stack([mask.flatten(1)[:, 0] for mask in keep]).sum(0) - 1)[:, None]
         _check_family(self, symbols, keep, shapes)
         return symbols
 

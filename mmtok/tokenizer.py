@@ -86,7 +86,7 @@ class Tokenizer(nn.Module):
         """
         if tokens.tokenizer_id and self.tokenizer_id and tokens.tokenizer_id != self.tokenizer_id:
             raise ValueError(
-                f"decode: these tokens were made by weights {tokens.tokenizer_id}, this tokenizer is {self.tokenizer_id}"
+                f"decode: tokens made by weights {tokens.tokenizer_id}, this tokenizer is {self.tokenizer_id}"
             )
         z = self.embed(tokens)
         return self._from_model(self.reconstruct(z, tokens), tokens).float().clamp(-1, 1)
@@ -211,8 +211,9 @@ class Tokenizer(nn.Module):
     def _from_model(self, x: Tensor, tokens: Tokens) -> Tensor:
         if self.unit_range:
             x = x * 2 - 1
-        size = tokens.size.amax(0).tolist()
-        return x[(..., *(slice(n) for n in size))]
+        for axis, n in enumerate(tokens.size.amax(0).tolist(), 2):
+            x = x.narrow(axis, 0, n)
+        return x
 
     def _check_media(self, x: Tensor) -> None:
         axes = len(self.stride) + 2

@@ -44,7 +44,8 @@ class Batch:
             return None if t is None else t.to(device, non_blocking=non_blocking)
 
         features = {name: value.to(device, non_blocking=non_blocking) for name, value in self.features.items()}
-        return replace(self, x=self.x.to(device, non_blocking=non_blocking), lengths=move(self.lengths), features=features)
+        x = self.x.to(device, non_blocking=non_blocking)
+        return replace(self, x=x, lengths=move(self.lengths), features=features)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU."""
@@ -109,7 +110,8 @@ class Tokens:
             if grid.dim() < 3 or grid.shape[1] != len(sizes):
                 raise ValueError(f"Tokens.grids: expected [B, {len(sizes)}, *S], got {list(grid.shape)}")
             if mask.dtype != torch.bool or mask.dim() != grid.dim():
-                raise ValueError(f"Tokens.keep: expected bool of {grid.dim()} axes, got {mask.dtype} {list(mask.shape)}")
+                found = f"{mask.dtype} {list(mask.shape)}"
+                raise ValueError(f"Tokens.keep: expected bool of {grid.dim()} axes, got {found}")
 
     def __len__(self) -> int:
         return self.size.shape[0]
@@ -162,10 +164,11 @@ class Tokens:
         for index, (grid, sizes) in enumerate(zip(self.grids, self.codebook_sizes, strict=True)):
             if not grid.numel():
                 continue
-            low, high = grid.amin(), grid.transpose(0, 1).flatten(1).amax(1).tolist()
+            low, high = int(grid.amin()), grid.transpose(0, 1).flatten(1).amax(1).tolist()
             for k, (top, size) in enumerate(zip(high, sizes, strict=True)):
-                if int(low) < 0 or top >= size:
-                    raise ValueError(f"tokens.grids[{index}]: codebook {k} takes codes 0..{size - 1}, got {int(low)}..{top}")
+                if low < 0 or top >= size:
+                    name = f"tokens.grids[{index}]: codebook {k}"
+                    raise ValueError(f"{name} takes codes 0..{size - 1}, got {low}..{top}")
         return self
 
     def to(self, device: torch.device | str) -> Tokens:

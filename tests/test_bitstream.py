@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -36,8 +36,9 @@ class Perceptual(Term):
         ours, theirs = reconstruction_of(recon, "Perceptual"), batch.x
         if self.crop is not None:
             tops = [int(torch.randint(max(1, n - self.crop + 1), ())) for n in ours.shape[2:]]
-            window = (..., *(slice(top, top + self.crop) for top in tops))
-            ours, theirs = ours[window], theirs[window]
+            for axis, top in enumerate(tops, 2):
+                length = min(self.crop, ours.shape[axis])
+                ours, theirs = ours.narrow(axis, top, length), theirs.narrow(axis, top, length)
         with torch.no_grad():
             target = network.features(theirs)
         return network.distance(network.features(ours), target).mean()

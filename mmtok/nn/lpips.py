@@ -29,6 +29,9 @@ class LPIPS(nn.Module):
     Frozen: parameters take no gradient, inputs do.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, net: str = "vgg", weights: str | Path | None = None) -> None:
         super().__init__()
         self.net = net

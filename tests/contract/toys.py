@@ -194,7 +194,8 @@ class SideScalar(Tokenizer):
         return {"loudness": ((-(-size[0] // self.segment),), 256)}
 
     def loudness(self, x: Tensor) -> Tensor:
-        return self._to_model(x).unflatten(-1, (-1, self.segment)).abs().amax((1, -1)).mul(255).round().clamp(1, 255).long()
+        peaks = self._to_model(x).unflatten(-1, (-1, self.segment)).abs().amax((1, -1))
+        return peaks.mul(255).round().clamp(1, 255).long()
 
     def latents(self, x):
         gain = self.loudness(x).repeat_interleave(self.segment, 1)[:, None] / 255

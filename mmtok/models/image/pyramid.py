@@ -100,11 +100,11 @@ class PyramidTokenizer(Tokenizer):
     """
 
     def __init__(
-        self, encoder: PyramidEncoder, quantizer: Quantizer, decoder: PyramidDecoder, size: tuple[int, int] = (128, 128),
-        tail: TailDrop | None = None,
+        self, encoder: PyramidEncoder, quantizer: Quantizer, decoder: PyramidDecoder,
+        size: tuple[int, int] = (128, 128), tail: TailDrop | None = None,
     ) -> None:
         if encoder.dim != quantizer.dim:
-            raise ValueError(f"tokenizer: encoder.dim is {encoder.dim}, the quantizer's {quantizer.dim}: make them equal")
+            raise ValueError(f"tokenizer: encoder.dim is {encoder.dim}, quantizer.dim {quantizer.dim}: make them equal")
         super().__init__(encoder, quantizer, decoder, (STRIDE, STRIDE), size, tail)
 
 

@@ -17,10 +17,8 @@ from mmtok.taildrop import UniformTail
 def make() -> PyramidTokenizer:
     torch.manual_seed(0)
     quantizer = MultiScale([VQ(6, 32), VQ(6, 32), VQ(6, 32)], [4, 2, 1])
-    return PyramidTokenizer(
-        PyramidEncoder(6, (8, 8, 16), (1, 1, 1)), quantizer, PyramidDecoder(3, 6, (8, 8, 8, 16), (1, 1, 1, 1)), (64, 64),
-        UniformTail(FlatPrefix()),
-    )
+    encoder, decoder = PyramidEncoder(6, (8, 8, 16), (1, 1, 1)), PyramidDecoder(3, 6, (8, 8, 8, 16), (1, 1, 1, 1))
+    return PyramidTokenizer(encoder, quantizer, decoder, (64, 64), UniformTail(FlatPrefix()))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (33, 100), (17, 129)])
