@@ -19,14 +19,15 @@ class EMA:
     decay   0.999 for runs below 100 000 updates; 0.9999 forgets its start only after several 10 000
     period  update every so many generator steps
     start   first step that counts
+    ramp    the n-th update uses min(decay, (1 + n) / (10 + n)), so that a short run forgets its first weights
     """
 
-    def __init__(self, decay: float = 0.999, period: int = 1, start: int = 0) -> None:
+    def __init__(self, decay: float = 0.999, period: int = 1, start: int = 0, ramp: bool = False) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"ema.decay must lie in [0, 1), got {decay}")
         if period < 1:
             raise ValueError(f"ema.period must be at least 1, got {period}")
-        self.decay, self.period, self.start = decay, period, start
+        self.decay, self.period, self.start, self.ramp = decay, period, start, ramp
         self.averages: dict[str, Tensor] = {}
         self.updates = 0
         self.swapped = False
@@ -41,7 +42,8 @@ class EMA:
             self.averages = {name: p.detach().clone() for name, p in live.items()}
         else:
             averages = [self.averages[name] for name in live]
-            torch._foreach_lerp_(averages, [p.detach() for p in live.values()], 1 - self.decay)
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp else self.decay
+            torch._foreach_lerp_(averages, [p.detach() for p in live.values()], 1 - decay)
         self.updates += 1
 
     def swap(self, module: nn.Module) -> None:

@@ -95,6 +95,17 @@ def test_ema_averages_parameters_only_and_follows_its_formula():
     assert torch.equal(again.averages["weight"], ema.averages["weight"]) and again.updates == 49
 
 
+def test_a_ramped_average_forgets_the_first_weights_of_a_short_run() -> None:
+    module, ema = nn.Linear(1, 1, bias=False), EMA(decay=0.999, ramp=True)
+    expected = 1.0
+    for n in range(40):
+        module.weight.data.fill_(1.0 if n == 0 else 0.0)
+        ema.update(module, n + 1)
+        expected *= 1.0 if n == 0 else (1 + n) / (10 + n)
+    assert float(ema.averages["weight"]) == pytest.approx(expected, rel=1e-5)
+    assert expected < 1e-4
+
+
 def test_ema_with_a_period_moves_and_without_an_update_leaves_live_weights():
     module, ema = WithIntegers(), EMA(decay=0.5, period=2, start=3)
     with ema.applied(module):
