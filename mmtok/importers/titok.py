@@ -1,4 +1,4 @@
-"""TiTok (arXiv 2406.07550), two-stage and single-stage, and One-D-Piece (arXiv 2501.10064).
+"""TiTok (arXiv 2406.07550), two-stage and single-stage, One-D-Piece (arXiv 2501.10064), TA-TiTok (arXiv 2501.07730).
 
 Published as `model.safetensors` + `config.json` (the whole training configuration), or a flat .bin.
 """
@@ -13,9 +13,10 @@ from mmtok.importers import maskgit_vqgan
 from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, flatten, linear
 from mmtok.importers.vqgan import all_alive, vq
 
-SYSTEMS = ("titok_two_stage", "titok_single_stage", "one_d_piece")
+SYSTEMS = ("titok_two_stage", "titok_single_stage", "one_d_piece", "tatitok_vq")
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, layers, heads
 PROXY_CODES = 1024
+CLIP = "checkpoints/clip-vit-large-patch14-336"  # where TA-TiTok's text encoder is expected
 PIXEL_DECODER = {"z_channels": 256, "hidden_channels": 128, "channel_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2}
 
 
@@ -41,6 +42,8 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
         facts["proxy_codebook_size"] = PROXY_CODES
     if two_stage:
         facts["pixel_decoder"] = PIXEL_DECODER
+    if TEXT in state:
+        facts["text_folder"] = CLIP
     return facts
 
 
@@ -71,9 +74,22 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
         }
         rules.append(Rule(r"pixel_quantize\.embedding\.weight", "pixels.codebook"))
         rules += maskgit_vqgan.decoder_rules("pixel_decoder", "pixels.decoder", len(pixels["channel_mult"]))
+    if TEXT in state:
+        width = state[TEXT].shape[1]
+        tokens = state["decoder.text_guidance_positional_embedding"].shape[0]
+        args["decoder"] = {
+            "class_path": "mmtok.models.image.tatitok.TextTiTokDecoder",
+            "init_args": decoder | {"text_tokens": tokens, "text_dim": width},
+        }
+        if "text_folder" in facts:
+            clip = {"folder": facts["text_folder"], "context": tokens, "dim": width}
+            args["text"] = {"class_path": "mmtok.models.image.captions.ClipText", "init_args": clip}
+        rules += TEXT_RULES
     if not facts.get("strict_length_assertion", True):
         args["tail"] = {"class_path": "mmtok.taildrop.UniformTail", "init_args": {"per_batch": True}}
     family = "titok.TiTok" if proxy is None else "titok_proxy.ProxyTiTok"
+    if TEXT in state:
+        family = "tatitok.TextTiTok"
     mapped = apply(state, rules)
     mapped.state["quantizer.usage"] = all_alive(mapped.state["quantizer.codebook"])
     config = {"class_path": f"mmtok.models.image.{family}", "init_args": args}
@@ -109,6 +125,11 @@ RULES: list[Rule | Drop] = [
     Rule(_BLOCK + r"\.attn\.out_proj\.(?P<leaf>weight|bias)", _OURS + r".attention.out.\g<leaf>"),
     Rule(_BLOCK + r"\.mlp\.c_fc\.(?P<leaf>weight|bias)", _OURS + r".mlp.up.\g<leaf>"),
     Rule(_BLOCK + r"\.mlp\.c_proj\.(?P<leaf>weight|bias)", _OURS + r".mlp.down.\g<leaf>"),
+]
+TEXT = "decoder.text_guidance_proj.weight"
+TEXT_RULES: list[Rule | Drop] = [
+    Rule(r"decoder\.text_guidance_proj\.(weight|bias)", r"decoder.text_embed.\1"),
+    Rule(r"decoder\.text_guidance_positional_embedding", "decoder.text_positions"),
 ]
 PROXY_HEAD: list[Rule | Drop] = [
     Rule(r"decoder\.ffn\.0\.weight", "decoder.head.hidden.weight", linear),

@@ -3,50 +3,27 @@
 The folders under tests/golden/image are small; MMTOK_GOLDEN names a folder whose image/ holds larger ones.
 """
 
-import importlib
-import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_sets import FAMILY, ROOTS, check_keys, close, folders, label, load_golden, published_range
 
-from mmtok import importers
-from mmtok.hub import build
-from mmtok.importers.keymap import check_complete
 from mmtok.types import Batch
 
-ROOTS = [Path(__file__).parents[1] / "golden"] + [Path(p) for p in [os.environ.get("MMTOK_GOLDEN")] if p]
-FAMILIES = [importlib.import_module(f"mmtok.importers.{name}") for name in importers.families()]
-FAMILY = {system: family for family in FAMILIES for system in family.SYSTEMS}
-FOLDERS = [f for root in ROOTS for f in sorted((root / "image").glob("*/")) if f.name in FAMILY]
-
-
-def close(actual, expected, atol=2e-5, rtol=1e-4):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
+PLAIN = (
+    "llamagen_vq", "maskgit_vqgan", "one_d_piece", "taming_vqgan", "titok_single_stage", "titok_two_stage",
+)  # fmt: skip
 
 
 def test_every_image_importer_has_a_golden_folder():
-    assert {folder.name for folder in FOLDERS} == set(FAMILY)
+    assert {folder.name for folder in folders(*FAMILY)} == set(FAMILY)
+    assert all(Path(root, "image").is_dir() for root in ROOTS)
 
 
-@pytest.fixture(params=FOLDERS, ids=lambda f: f"{f.parents[1].name}-{f.name}")
+@pytest.fixture(params=folders(*PLAIN), ids=label)
 def golden(request):
-    folder = request.param
-    facts = json.loads((folder / "config.json").read_text())
-    converted = FAMILY[facts["system"]].convert(load_file(folder / "weights.safetensors"), facts)
-    tokenizer = build(converted.config).eval()
-    check_complete(converted.state, tokenizer.state_dict())
-    tokenizer.load_state_dict(converted.state)
-    io = load_file(folder / "io.safetensors")
-    io["x"] = io["x"] * 2 - 1 if facts["value_range"] == [0, 1] else io["x"]
-    return facts, tokenizer, io, converted
-
-
-def published_range(facts, x):
-    """Ours [-1, 1] in the range of the golden images."""
-    return (x + 1) / 2 if facts["value_range"] == [0, 1] else x
+    return load_golden(request.param)
 
 
 @torch.no_grad()
@@ -108,6 +85,4 @@ def test_gradients_of_the_legacy_loss(golden):
 
 def test_every_published_key_is_accounted_for(golden):
     _, tokenizer, _, converted = golden
-    published = set(converted.source.values()) | set(converted.dropped)
-    assert len(converted.source) + len(converted.dropped) == len(published)
-    assert set(tokenizer.state_dict()) - set(converted.source) == {"quantizer.usage"}
+    check_keys(tokenizer, converted)

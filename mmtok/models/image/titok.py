@@ -134,11 +134,14 @@ class TiTokDecoder(nn.Module):
         self.head = PixelHead(width, patch) if proxy_codes is None else ProxyHead(width, proxy_codes)
         self.apply(init_vit)
 
-    def forward(self, z: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, keep: tuple[Tensor, ...] | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """z [B, D, *S] -> x [B, 3, th * s, tw * s], or logits [B, proxy_codes, th * g, tw * g].
 
-        keep  one bool mask, broadcastable to [B, 1, *S]. The sequence ends at the longest kept prefix, and a mask is
-              used only where items differ; None keeps everything
+        keep     one bool mask, broadcastable to [B, 1, *S]. The sequence ends at the longest kept prefix, and a mask
+                 is used only where items differ; None keeps everything
+        context  [B, M, W] tokens that follow the latents in every tile's sequence
         """
         batch, tiles = z.shape[0], tuple(z.shape[2:-1]) or (1, 1)
         valid = None
@@ -150,20 +153,25 @@ class TiTokDecoder(nn.Module):
             if kept < mask[..., 0].numel() * length:
                 valid = mask[..., :length].reshape(-1, length)
         z = z.reshape(*z.shape[:2], *tiles, -1).movedim(1, -2).flatten(0, 2)
-        return from_tiles(self.decode_tiles(z, valid).unflatten(0, (batch, *tiles)))
+        if context is not None:
+            context = context.repeat_interleave(tiles[0] * tiles[1], 0)
+        return from_tiles(self.decode_tiles(z, valid, context).unflatten(0, (batch, *tiles)))
 
-    def decode_tiles(self, z: Tensor, valid: Tensor | None = None) -> Tensor:
-        """z [B * T, D, n] with n <= N, valid bool [B * T, n] -> [B * T, 3, s, s] or [B * T, proxy_codes, g, g]."""
+    def decode_tiles(self, z: Tensor, valid: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """z [B * T, D, n] with n <= N, valid bool [B * T, n], context [B * T, M, W]
+        -> [B * T, 3, s, s] or [B * T, proxy_codes, g, g]."""
         batch, _, length = z.shape
         parts = [
             (self.class_token + self.positions[0]).expand(batch, 1, -1),
             (self.mask_token + self.positions[1:]).expand(batch, -1, -1),
             self.embed(z.transpose(1, 2)) + self.latent_positions[:length],
+            *([] if context is None else [context]),
         ]
         seen = None
         if valid is not None:
             always = valid.new_ones(batch, self.positions.shape[0])
-            seen = key_mask(torch.cat([always, valid], 1))
+            read = valid.new_ones(batch, 0 if context is None else context.shape[1])
+            seen = key_mask(torch.cat([always, valid, read], 1))
         y = self.transformer(self.norm_pre(torch.cat(parts, 1)), seen)
         y = self.norm_post(y[:, 1 : self.positions.shape[0]])
         return self.head(y.unflatten(1, (self.grid, self.grid)))

@@ -55,6 +55,7 @@ def test_codebooks_and_token_counts_are_the_published_ones():
         "llamagen_vq8": (1024, 16384), "maskgit_vqgan_f16": (256, 1024), "titok_l32_stage1": (32, 4096),
         "titok_b64_stage1": (64, 4096), "titok_s128_stage1": (128, 4096), "titok_bl64_vq8k": (64, 8192),
         "one_d_piece_s256_stage2": (256, 4096), "one_d_piece_l256_stage1": (256, 4096), "taildrop_sb256": (256, 8192),
+        "tatitok_bl32_vq": (32, 8192), "tatitok_bl64_vq": (64, 8192), "tatitok_bl128_vq": (128, 8192),
     }  # fmt: skip
     for name, (count, codes) in expected.items():
         spec = tokenizer(name).spec
