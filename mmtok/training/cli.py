@@ -122,7 +122,7 @@ class TrainingCLI(LightningCLI):
                 raise ValueError(f"--ckpt_path last: {self.folder / 'checkpoints'} holds no checkpoint")
         elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"--ckpt_path: {config.ckpt_path} does not exist")
-        elif config.ckpt_path is None and self.subcommand == "fit" and newest is not None and not rank_zero_only.rank:
+        elif config.ckpt_path is None and self.subcommand == "fit" and newest is not None and _first_process():
             raise ValueError(
                 f"{self.folder} already holds a run: add --ckpt_path last to go on with it, or --name for another one"
             )
@@ -154,6 +154,11 @@ def _with_one_file(args: list[str], folder: Path) -> list[str]:
     merged = folder / Path(files[-1]).name
     merged.write_text(yaml.safe_dump(config, sort_keys=False))
     return [rest[0], "--config", str(merged), *rest[1:]]
+
+
+def _first_process() -> bool:
+    """Whether nobody of this very start can have written the run's checkpoint."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def _refuse_trainer_options(trainer: Namespace) -> None:

@@ -67,7 +67,7 @@ def wandb_logger(folder: Path, name: str, project: str) -> WandbLogger:
     """W&B for this run: offline without a key (`wandb sync` uploads later), the same curve after a restart."""
     note = folder / "wandb_id"
     run_id = note.read_text().strip() if note.is_file() else os.urandom(4).hex()
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
         note.write_text(run_id)
     mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
@@ -80,4 +80,5 @@ def wandb_logger(folder: Path, name: str, project: str) -> WandbLogger:
 def _settings(mode: str) -> Any:
     import wandb
 
-    return wandb.Settings(mode=mode, silent=mode != "online", console="off")
+    return wandb.Settings(mode=mode,  # type: ignore[arg-type]
+        silent=mode != "online", console="off")

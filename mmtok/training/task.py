@@ -147,7 +147,7 @@ class TokenizerTask(pl.LightningModule):
             return
         self._micro = 0
         rates = self._update(step, batch, bool(disc_terms))
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             logs = {f"loss/{name}": value for name, value in (terms | disc_terms).items()} | {"loss/total": total}
             logs |= {f"code/{name}": value for name, value in recon.stats.items()}
             logs |= {f"stat/{name}": value for name, value in self.objective.stats().items()}

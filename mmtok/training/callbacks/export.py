@@ -22,13 +22,13 @@ class Export(pl.Callback):
         self.every = every
         self._written = -1
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: TokenizerTask, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.every is not None and trainer.global_step % self.every == 0 and pl_module.at_update:
             self._write(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: TokenizerTask) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: TokenizerTask) -> None:  # type: ignore[override]
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: TokenizerTask) -> None:

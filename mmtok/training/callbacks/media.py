@@ -32,7 +32,7 @@ class MediaGrid(pl.Callback):
         self.count = count
 
     @torch.no_grad()
-    def on_validation_batch_end(
+    def on_validation_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: TokenizerTask, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
