@@ -16,7 +16,7 @@ struct Rows {
   int32_t dtype;
 };
 
-// Q contiguous codebooks [Q, V, D] and their means [Q, D]
+// Q contiguous codebooks [Q, V, D], V below 2^31, and their means [Q, D]
 struct Books {
   const void* data;
   const float* centre;

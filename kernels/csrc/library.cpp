@@ -19,17 +19,26 @@ constexpr double kThreadWork = 4e6;         // multiply-adds worth starting a th
 
 std::atomic<int64_t> scratch_now{0}, scratch_peak{0};
 
+// a few blocks stay allocated between calls: fresh pages cost more than a small search
+constexpr int kKept = 4;
+std::atomic<void*> kept[kKept];
+
 class Scratch {
  public:
-  explicit Scratch(size_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
-    if (posix_memalign(&memory_, 4096, bytes_) != 0) memory_ = nullptr;
+  explicit Scratch(size_t bytes) : bytes_(bytes <= kThreadScratch ? kThreadScratch : bytes) {
+    for (int i = 0; i < kKept && !memory_ && bytes_ == kThreadScratch; i++) memory_ = kept[i].exchange(nullptr);
+    if (!memory_ && posix_memalign(&memory_, 4096, bytes_) != 0) memory_ = nullptr;
     int64_t now = scratch_now += (int64_t)bytes_, peak = scratch_peak;
     while (now > peak && !scratch_peak.compare_exchange_weak(peak, now)) {
     }
   }
   ~Scratch() {
-    free(memory_);
     scratch_now -= (int64_t)bytes_;
+    for (int i = 0; i < kKept && memory_ && bytes_ == kThreadScratch; i++) {
+      void* empty = nullptr;
+      if (kept[i].compare_exchange_strong(empty, memory_)) memory_ = nullptr;
+    }
+    free(memory_);
   }
   Scratch(const Scratch&) = delete;
   char* get() const { return (char*)memory_; }

@@ -1,0 +1,41 @@
+"""Builds the C++ kernels where a compiler is at hand; everything else is declared in pyproject.toml.
+
+The library needs neither torch nor Python headers: it is a plain C interface that `mmtok.kernels.native` loads with
+ctypes. One build therefore serves every Python version.
+"""
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+CSRC = "kernels/csrc"
+
+
+class BuildKernels(build_ext):
+    """Goes on without the kernels when they do not compile, and says so once."""
+
+    def build_extension(self, extension: Extension) -> None:
+        try:
+            super().build_extension(extension)
+        except (CCompilerError, BaseError, OSError) as error:
+            print(f"NOTICE: mmtok is installed without its C++ kernels ({error}). Codebook searches will use the slower "
+                  "torch path. Install a C++17 compiler and install mmtok again to get them.")
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "mmtok.kernels._native",
+            sources=[f"{CSRC}/{name}.cpp" for name in ("library", "avx512", "avx2", "portable")],
+            depends=[f"{CSRC}/{name}" for name in ("kernels.h", "panels.inc", "search.inc", "scatter.inc")],
+            extra_compile_args=["-O3", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-pthread",
+                                "-fvisibility=default", "-Wno-psabi"],
+            extra_link_args=["-pthread"],
+            language="c++",
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
