@@ -16,13 +16,11 @@ from mmtok.importers.containers import read
 from mmtok.importers.keymap import Converted, check_complete
 from mmtok.tokenizer import Tokenizer
 
-NOT_FAMILIES = ("containers", "keymap", "vqgan")
-
 
 def load(family: str, path: str | os.PathLike[str]) -> Tokenizer:
     """A published checkpoint as a tokenizer in eval mode; `mmtok.hub.save` then writes it in our format.
 
-    family  module of this package: "titok", "maskgit_vqgan", "taming", "llamagen"
+    family  module of this package: "titok", "maskgit_vqgan", "taming", ... (`families()` lists them)
     path    weights file, or a folder with weights and config as published
     ValueError names the file, the key and the mend.
     """
@@ -49,5 +47,6 @@ def read_published(family: str, path: str | os.PathLike[str]) -> Converted:
 
 
 def families() -> list[str]:
-    """Names of the modules that read published checkpoints."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_FAMILIES)
+    """Names of the modules that read published checkpoints: those with SYSTEMS."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return sorted(name for name in names if hasattr(importlib.import_module(f"mmtok.importers.{name}"), "SYSTEMS"))

