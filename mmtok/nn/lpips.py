@@ -32,9 +32,6 @@ class LPIPS(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self, net: str = "vgg", weights: str | Path | None = None) -> None:
         super().__init__()
         self.net = net

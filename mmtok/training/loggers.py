@@ -80,5 +80,5 @@ def wandb_logger(folder: Path, name: str, project: str) -> WandbLogger:
 def _settings(mode: str) -> Any:
     import wandb
 
-    return wandb.Settings(mode=mode,  # type: ignore[arg-type]
-        silent=mode != "online", console="off")
+    chosen: Any = mode
+    return wandb.Settings(mode=chosen, silent=mode != "online", console="off")
