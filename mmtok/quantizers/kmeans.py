@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmtok.kernels import code_sums, nearest_code
 from mmtok.quantizers.base import (
     Quantizer,
     check_codes,
@@ -20,7 +21,6 @@ from mmtok.quantizers.base import (
     keep_mask,
     to_vectors,
 )
-from mmtok.quantizers.nearest import code_sums, nearest_code
 from mmtok.quantizers.processes import active, sample_rows, sum_over_processes
 from mmtok.types import Quantized
 
@@ -46,7 +46,7 @@ class FrozenKMeans(Quantizer):
     def forward(self, z: Tensor, keep: tuple[Tensor, ...] | None = None) -> Quantized:
         mask, rows = keep_mask(keep, z)
         vectors = to_vectors(z)
-        codes = nearest_code(vectors.detach(), self.codebook.float())
+        codes = nearest_code(vectors.detach(), self.codebook.float())[0]
         quantized = F.embedding(codes, self.codebook.float())
         out = from_vectors(vectors + (quantized - vectors).detach() if self.training else quantized, z)
         grid = codes.view(z.shape[0], 1, *z.shape[2:])
@@ -72,7 +72,7 @@ def kmeans_of_batch(vectors: Tensor, size: int, steps: int) -> Tensor:
         raise ValueError("quantizer.kmeans_steps: the first batch keeps no vector to start from")
     centroids = start[torch.arange(size, device=vectors.device) % len(start)].clone()
     for _ in range(steps):
-        counts, sums = code_sums(vectors, nearest_code(vectors, centroids), size)
+        counts, sums = code_sums(vectors, nearest_code(vectors, centroids)[0], size)
         centroids = _move(centroids, *sum_over_processes(counts, sums), sample_rows(vectors, size))
     return centroids
 
@@ -100,7 +100,7 @@ def fit_kmeans(
         sums = torch.zeros_like(centroids)
         for batch in batches():
             vectors = batch.to(centroids)
-            more, moved = code_sums(vectors, nearest_code(vectors, centroids), size)
+            more, moved = code_sums(vectors, nearest_code(vectors, centroids)[0], size)
             counts += more
             sums += moved
             picks = torch.randint(len(vectors), (min(size, len(vectors)),), generator=generator)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmtok.kernels import nearest_code
 from mmtok.quantizers.base import from_vectors, full_precision, keep_mask, to_vectors
-from mmtok.quantizers.nearest import nearest_codes
 from mmtok.quantizers.vq import VQ
 from mmtok.types import Quantized
 
@@ -49,7 +49,7 @@ class PerturbedVQ(VQ):
         if not self.training or not count:
             return out
         vectors = self.unit(to_vectors(z[:count].detach()))
-        near = nearest_codes(vectors, table, self.neighbours)
+        near = nearest_code(vectors, table, self.neighbours)[0].view(-1, self.neighbours)
         moves = torch.rand(len(near), device=z.device) <= self.rate
         ranks = torch.randint(self.neighbours, (len(near),), device=z.device) * moves
         return self.move(out, near.gather(1, ranks[:, None])[:, 0], table, keep)

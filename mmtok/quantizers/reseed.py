@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmtok.quantizers.nearest import nearest_code
+from mmtok.kernels import nearest_code
 from mmtok.quantizers.processes import nearest_over_processes, sample_rows
 
 CANDIDATES = 256  # vectors a process offers per step
@@ -36,8 +36,8 @@ def cvq_pull(codebook: Tensor, vectors: Tensor, usage: Tensor, decay: float) -> 
     arXiv 2307.15139, equations 4 to 6; the nearest vector is sought over all processes).
     """
     if len(vectors):
-        nearest = vectors[nearest_code(codebook, vectors)]
-        distances = (nearest - codebook).square().sum(1)
+        codes, distances = nearest_code(codebook, vectors)
+        nearest = vectors[codes]
     else:
         nearest, distances = codebook, torch.full_like(usage, torch.inf)
     nearest = nearest_over_processes(distances, nearest)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.kernels import code_sums, nearest_code
 from mmtok.quantizers.base import (
     Quantizer,
     check_codes,
@@ -23,7 +24,6 @@ from mmtok.quantizers.base import (
 )
 from mmtok.quantizers.entropy import assignment_entropies
 from mmtok.quantizers.kmeans import kmeans_of_batch
-from mmtok.quantizers.nearest import code_sums, nearest_code
 from mmtok.quantizers.processes import all_finite, sum_over_processes
 from mmtok.quantizers.reseed import cvq_pull, restarts
 from mmtok.types import Quantized
@@ -130,7 +130,7 @@ class VQ(Quantizer):
 
     def assign(self, vectors: Tensor) -> Tensor:
         """Codes int64 [N] of detached vectors [N, D]."""
-        return nearest_code(self.lookup(vectors), self.lookup(self.table().detach()))
+        return nearest_code(self.lookup(vectors), self.lookup(self.table().detach()))[0]
 
     def lookup(self, vectors: Tensor) -> Tensor:
         """Vectors or codes as they enter the distance."""
