@@ -103,7 +103,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
-def code_stats(codes: Tensor, size: int, mask: Tensor | None = None, prefix: str = "") -> dict[str, Tensor]:
+def code_stats(codes: Tensor, size: int, mask: Tensor | None = None, suffix: str = "") -> dict[str, Tensor]:
     """Usage (share of codes hit, 0..1) and perplexity (1..size) of int64 [N] codes in this batch."""
     if mask is not None:
         codes = codes[mask]
@@ -113,7 +113,7 @@ def code_stats(codes: Tensor, size: int, mask: Tensor | None = None, prefix: str
         counts = codes.unique(return_counts=True)[1].float()
     p = counts / counts.sum().clamp(min=1)
     entropy = -(p * p.clamp(min=1e-12).log()).sum()
-    return {f"{prefix}usage": (counts > 0).float().sum() / size, f"{prefix}perplexity": entropy.exp()}
+    return {f"usage{suffix}": (counts > 0).float().sum() / size, f"perplexity{suffix}": entropy.exp()}
 
 
 def check_codes(grids: tuple[Tensor, ...], sizes: tuple[tuple[int, ...], ...]) -> None:

@@ -58,6 +58,5 @@ class Binary(Quantizer):
         for k, size in enumerate(self.codebook_sizes[0]):
             rows = None if keep is None else keep[0].expand_as(grid)[:, k].flatten()
             suffix = f"_{k}" if len(self.groups) > 1 else ""
-            found = code_stats(grid[:, k].flatten(), size, rows)
-            stats |= {f"{name}{suffix}": value for name, value in found.items()}
+            stats |= code_stats(grid[:, k].flatten(), size, rows, suffix)
         return stats

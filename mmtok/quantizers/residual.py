@@ -1,0 +1,166 @@
+"""Residual quantization: each depth codes what the depths before it left over.
+
+Legend: B batch, D channels, Q depths, K codebooks (Q times those of one depth), S positions, N = B * prod(S) vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmtok.kernels import residual_encode
+from mmtok.quantizers.base import (
+    Quantizer,
+    check_codes,
+    code_stats,
+    from_vectors,
+    full_precision,
+    to_vectors,
+)
+from mmtok.quantizers.vq import VQ
+from mmtok.types import Quantized
+
+
+class Residual(Quantizer):
+    """Sum of Q quantizers (SoundStream, arXiv 2107.03312).
+
+    z [B, D, *S] -> one grid int64 [B, K, *S], first depth first. `keep` cuts depth (tail drop with `Prefix(1)`: per
+    item, per batch, a set of bandwidths, see `mmtok.taildrop`) or positions; a dropped code adds nothing to the sum,
+    to the losses or to any statistics. Losses are means over all codes that are sent (DAC sums them over depths
+    instead: times the mean number of kept depths); statistics carry the depth as a suffix.
+
+    quantizers  one per depth, each with a single grid; or a single one with `depth`, whose codebook all depths share
+    depth       Q when one quantizer is shared
+    through     which straight-through gradient (encodec#25). False: values are detached before they are subtracted and
+                one straight-through step carries the sum (Mimi), so the `commit` of every depth reaches the encoder.
+                True: values are subtracted with their gradient, as EnCodec and DAC were trained: with plain codebooks
+                only the first `commit` reaches the encoder. Quantizers that the reconstruction trains (projections,
+                IBQ, Bernoulli bits) need True.
+    """
+
+    def __init__(self, quantizers: list[Quantizer], depth: int | None = None, through: bool = False) -> None:
+        super().__init__()
+        if not quantizers or (depth is not None and (len(quantizers) != 1 or depth < 1)):
+            raise ValueError(
+                f"quantizer.depth: {len(quantizers)} quantizers with depth {depth}; list one per depth, or a single one "
+                "to share and a depth of at least 1"
+            )
+        if len({quantizer.dim for quantizer in quantizers}) != 1 or any(len(q.codebook_sizes) != 1 for q in quantizers):
+            raise ValueError("quantizer.quantizers: depths need one dim and one grid each")
+        if not through and any(quantizer.value_gradient for quantizer in quantizers):
+            raise ValueError("quantizer.through must be true: the reconstruction trains parameters inside the depths")
+        self.dim = quantizers[0].dim
+        self.depths = nn.ModuleList(quantizers)
+        self.through = through
+        self._order = [0] * depth if depth is not None else list(range(len(quantizers)))
+        sizes = [quantizers[index].codebook_sizes[0] for index in self._order]
+        self.codebook_sizes = (tuple(size for part in sizes for size in part),)
+        ends = [sum(len(part) for part in sizes[: i + 1]) for i in range(len(sizes))]
+        self._columns = [slice(end - len(part), end) for end, part in zip(ends, sizes, strict=True)]
+
+    @property
+    def num_quantizers(self) -> int:
+        """Q."""
+        return len(self._order)
+
+    @full_precision
+    def forward(self, z: Tensor, keep: tuple[Tensor, ...] | None = None) -> Quantized:
+        mask = None if keep is None else keep[0].expand(z.shape[0], len(self.codebook_sizes[0]), *z.shape[2:])
+        if not self.training and self._plain() and (mask is None or _is_prefix(mask)):
+            return self._fused(z, mask)
+        rest, total = z, torch.zeros_like(z)
+        grids: list[Tensor] = []
+        losses = _Mean()
+        stats: dict[str, Tensor] = {}
+        for depth, columns in enumerate(self._columns):
+            part = None if mask is None else (mask[:, columns],)
+            out = self._at(depth)(rest, part)
+            value = out.z if self.through else out.z.detach()
+            total, rest = total + value, rest - value
+            grids.append(out.grids[0])
+            losses.add(out.losses, None if part is None else part[0])
+            stats |= {f"{name}_{depth}": found for name, found in out.stats.items()}
+        if self.training and not self.through:
+            total = z + (total - z).detach()
+            if mask is not None:
+                total = total.masked_fill(~mask.any(1, keepdim=True), 0)
+        return Quantized(total, (torch.cat(grids, 1),), losses.result(), stats)
+
+    @full_precision
+    def decode(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> Tensor:
+        # the order of forward, so that the sum is the same to the last bit
+        total: Tensor | None = None
+        for value in self.embeddings(grids, keep):
+            total = torch.zeros_like(value) + value if total is None else total + value
+        assert total is not None
+        return total
+
+    def embeddings(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> list[Tensor]:
+        """What each depth adds: Q float32 [B, D, *S]. ValueError for codes out of range."""
+        check_codes(grids, self.codebook_sizes)
+        mask = None if keep is None else keep[0].expand_as(grids[0])
+        return [
+            self._at(depth).decode((grids[0][:, columns],), None if mask is None else (mask[:, columns],))
+            for depth, columns in enumerate(self._columns)
+        ]
+
+    def partial_sums(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> Tensor:
+        """float32 [Q, B, D, *S]: the value after 1, 2, ... Q depths."""
+        return torch.stack(self.embeddings(grids, keep)).cumsum(0)
+
+    def _at(self, depth: int) -> Quantizer:
+        return self.depths[self._order[depth]]  # type: ignore[return-value]
+
+    def _plain(self) -> bool:
+        """Whether every depth is a plain codebook of one size, as the fused operator takes them."""
+        same = len(set(self.codebook_sizes[0])) == 1
+        return same and all(
+            type(q) is VQ and not q.l2_norm and not q.cosine and q.entropy_temperature is None for q in self.depths
+        )
+
+    def _fused(self, z: Tensor, mask: Tensor | None) -> Quantized:
+        """All depths in one pass over the codebooks; losses and statistics follow from the codes."""
+        tables = [self._at(depth).table().detach() for depth in range(len(self._order))]  # type: ignore[operator]
+        depth = None if mask is None else mask.sum(1).flatten()
+        found, _ = residual_encode(to_vectors(z).detach(), torch.stack(tables), depth)
+        grid = from_vectors(found, z)
+        total, rest, losses = torch.zeros_like(z), z, _Mean()
+        stats: dict[str, Tensor] = {}
+        for index in range(len(tables)):
+            part = None if mask is None else (mask[:, index : index + 1],)
+            value = self._at(index).decode((grid[:, index : index + 1],), part)
+            total, rest = total + value, rest - value.detach()
+            squares = rest.square() if part is None else rest.square().masked_fill(~part[0], 0)
+            count = squares.numel() if part is None else part[0].sum().clamp(min=1) * z.shape[1]
+            commit = squares.sum() / count
+            quantizer = self._at(index)
+            names = ("commit",) if quantizer.ema_decay is not None else ("commit", "codebook")  # type: ignore[attr-defined]
+            losses.add({name: commit for name in names}, None if part is None else part[0])
+            rows = None if part is None else part[0].flatten()
+            stats |= code_stats(grid[:, index].flatten(), len(tables[index]), rows, suffix=f"_{index}")
+        return Quantized(total, (grid,), losses.result(), stats)
+
+
+class _Mean:
+    """Losses of the depths as means over all sent codes."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor | float] = {}
+
+    def add(self, losses: dict[str, Tensor], mask: Tensor | None) -> None:
+        weight = 1.0 if mask is None else mask.float().mean()
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value * weight
+            self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def result(self) -> dict[str, Tensor]:
+        return {
+            name: value / (weight if isinstance(weight := self.weights[name], float) else weight.clamp(min=1e-12))
+            for name, value in self.sums.items()
+        }
+
+
+def _is_prefix(mask: Tensor) -> bool:
+    """Whether no position keeps a depth after it dropped one."""
+    return not bool((mask[:, 1:] & ~mask[:, :-1]).any())
