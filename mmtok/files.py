@@ -69,22 +69,23 @@ def decode_files(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int 
     return 1 if failed else 0
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: str | os.PathLike[str]) -> Tensor:
     """float32 [1, 3, H, W] in [-1, 1]; ValueError names the file when it is no readable image."""
     _require_pillow()
     from mmtok.data.decode import BadSample, decode_image
 
     try:
-        return decode_image(path.read_bytes())[None]
+        return decode_image(Path(path).read_bytes())[None]
     except BadSample as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
-def write_image(path: Path, x: Tensor) -> None:
+def write_image(path: str | os.PathLike[str], x: Tensor) -> None:
     """Writes [3, H, W] in [-1, 1] in the format of the file's ending; replaces an existing file at once."""
     _require_pillow()
     from PIL import Image
 
+    path = Path(path)
     pixels = ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
