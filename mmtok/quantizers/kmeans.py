@@ -61,15 +61,15 @@ class FrozenKMeans(Quantizer):
 
 
 @torch.no_grad()
-def kmeans_of_batch(vectors: Tensor, size: int, steps: int) -> Tensor:
-    """Centroids float32 [V, D] of the vectors [n, D] of all processes, equal on every process.
+def kmeans_of_batch(vectors: Tensor, size: int, steps: int) -> Tensor | None:
+    """Centroids float32 [V, D] of the vectors [n, D] of all processes, equal on every process; None without vectors.
 
     Starts at random vectors of all ranks in turn; a cluster that stays empty restarts at another one. With fewer
     vectors than codes some repeat: the extra codes are dead and left to revival.
     """
     start = sample_rows(vectors, size)
     if not len(start):
-        raise ValueError("quantizer.kmeans_steps: the first batch keeps no vector to start from")
+        return None
     centroids = start[torch.arange(size, device=vectors.device) % len(start)].clone()
     for _ in range(steps):
         counts, sums = code_sums(vectors, nearest_code(vectors, centroids)[0], size)

@@ -140,12 +140,14 @@ class VQ(Quantizer):
 
     @torch.no_grad()
     def _start(self, vectors: Tensor, rows: Tensor | None) -> None:
-        """First codebook from the kept vectors of all processes; a bad batch leaves it for the next one."""
+        """First codebook from the kept vectors of all processes; a bad or empty batch leaves it for the next."""
         vectors = vectors if rows is None else vectors[rows]
         if not all_finite(vectors):
             return
-        self._put(slice(None), kmeans_of_batch(vectors, self.codebook.shape[0], self.kmeans_steps))
-        self.initialized.fill_(True)
+        centroids = kmeans_of_batch(vectors, self.codebook.shape[0], self.kmeans_steps)
+        if centroids is not None:
+            self._put(slice(None), centroids)
+            self.initialized.fill_(True)
 
     @torch.no_grad()
     def _learn(self, vectors: Tensor, codes: Tensor, rows: Tensor | None) -> None:
@@ -156,6 +158,8 @@ class VQ(Quantizer):
             return  # one bad vector would poison the running sums for good
         size = self.codebook.shape[0]
         counts, sums = sum_over_processes(*code_sums(vectors, codes, size))
+        if not bool(counts.any()):
+            return  # depth drop may leave nothing
         if self.ema_decay is not None:
             self.ema_sums.lerp_(sums, 1 - self.ema_decay)
             self.ema_counts.lerp_(counts, 1 - self.ema_decay)
