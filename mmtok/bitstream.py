@@ -150,8 +150,8 @@ def _read(
             grid[0, k][mask[0, k]] = torch.from_numpy(codes)
         grids.append(grid)
     reader.finish()
-    sizes = torch.tensor([size], dtype=torch.int64)
-    return Tokens(tuple(grids), keep, books, sizes, rate, side, coding, made_by, tokenizer.tables).validate()
+    sized = torch.tensor([size], dtype=torch.int64)
+    return Tokens(tuple(grids), keep, books, sized, rate, side, coding, made_by, tokenizer.tables).validate()
 
 
 def _varint(value: int) -> bytes:

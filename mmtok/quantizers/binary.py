@@ -54,7 +54,7 @@ class Binary(Quantizer):
 
     def statistics(self, grid: Tensor, keep: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
         """Usage and perplexity, numbered by codebook where there are several."""
-        stats = {}
+        stats: dict[str, Tensor] = {}
         for k, size in enumerate(self.codebook_sizes[0]):
             rows = None if keep is None else keep[0].expand_as(grid)[:, k].flatten()
             suffix = f"_{k}" if len(self.groups) > 1 else ""

@@ -73,7 +73,8 @@ def kmeans_of_batch(vectors: Tensor, size: int, steps: int) -> Tensor | None:
     centroids = start[torch.arange(size, device=vectors.device) % len(start)].clone()
     for _ in range(steps):
         counts, sums = code_sums(vectors, nearest_code(vectors, centroids)[0], size)
-        centroids = _move(centroids, *sum_over_processes(counts, sums), sample_rows(vectors, size))
+        counts, sums = sum_over_processes(counts, sums)
+        centroids = _move(centroids, counts, sums, sample_rows(vectors, size))
     return centroids
 
 

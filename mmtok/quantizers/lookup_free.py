@@ -59,7 +59,7 @@ class LFQ(Binary):
         commit = ((z - code).square() * sent).sum() / sent.sum().clamp(min=1)
         losses = {"commit": commit}
         if self.entropy_temperature is not None:
-            losses |= self._entropies(z, sent)
+            losses |= self._entropies(z, sent, self.entropy_temperature)
         out = z + (code - z).detach() if self.training else code
         stats = self.statistics(grid, keep)
         if mask is not None:
@@ -73,10 +73,10 @@ class LFQ(Binary):
         mask = self.channels(keep, grids[0])
         return out if mask is None else out.masked_fill(~mask, 0)
 
-    def _entropies(self, z: Tensor, sent: Tensor) -> dict[str, Tensor]:
+    def _entropies(self, z: Tensor, sent: Tensor, temperature: float) -> dict[str, Tensor]:
         """Over the positions all of whose codes are sent."""
         # c = +-a in every channel: softmax over codes of 2 z c / T gives P(bit) = sigmoid(4 a z / T)
-        on = torch.sigmoid(to_vectors(z) * (4 * self.amplitude / self.entropy_temperature))
+        on = torch.sigmoid(to_vectors(z) * (4 * self.amplitude / temperature))
         factors = [torch.stack([1 - p, p], 1) for p in on.unbind(1)]
         limit = 1 << max(1, self.entropy_bits)
         return product_entropies(factors, sent.all(1).flatten(), limit, self.entropy_eps)

@@ -51,6 +51,8 @@ class VQ(Quantizer):
 
     usage: Tensor
     initialized: Tensor
+    ema_sums: Tensor
+    ema_counts: Tensor
 
     def __init__(
         self, dim: int, codebook_size: int, l2_norm: bool = False, ema_decay: float | None = None,
@@ -102,7 +104,7 @@ class VQ(Quantizer):
         if self.ema_decay is None:
             losses["codebook"] = masked_mean((quantized - vectors.detach()).square(), rows)
         if self.entropy_temperature is not None:
-            losses |= assignment_entropies(self._logits(table), vectors, len(table), rows)
+            losses |= assignment_entropies(self._logits(table, self.entropy_temperature), vectors, len(table), rows)
         if self.training:
             self._learn(vectors.detach(), codes, rows)
         # in eval the value is the code itself, so that it equals decode() to the last bit
@@ -184,11 +186,11 @@ class VQ(Quantizer):
             self.ema_sums[where] = self.codebook.data[where]
             self.ema_counts[where] = 1.0
 
-    def _logits(self, table: Tensor) -> Callable[[Tensor], Tensor]:
+    def _logits(self, table: Tensor, temperature: float) -> Callable[[Tensor], Tensor]:
         codes = self.lookup(table)
         half_norm = codes.square().sum(1)
 
         def logits(vectors: Tensor) -> Tensor:
-            return (2 * self.lookup(vectors) @ codes.T - half_norm) / self.entropy_temperature
+            return (2 * self.lookup(vectors) @ codes.T - half_norm) / temperature
 
         return logits

@@ -15,7 +15,8 @@ LAYERS = (
     "models hub bitstream tables",
     "importers losses files listing {metrics report}",
     "training evaluate",
-    "demo cli",
+    "demo",
+    "cli",
 )
 
 
