@@ -18,8 +18,8 @@ class BuildKernels(build_ext):
         try:
             super().build_extension(extension)
         except (CCompilerError, BaseError, OSError) as error:
-            print(f"NOTICE: mmtok is installed without its C++ kernels ({error}). Codebook searches will use the slower "
-                  "torch path. Install a C++17 compiler and install mmtok again to get them.")
+            print(f"NOTICE: mmtok is installed without its C++ kernels ({error}). Codebook searches will use the "
+                  "slower torch path. Install a C++17 compiler and install mmtok again to get them.")
 
 
 setup(

@@ -59,7 +59,7 @@ class Projected(Quantizer):
 
 
 class Normalized(Quantizer):
-    """A quantizer fed with l2-normalised latents (LaVIT, OmniTokenizer, binary ImageFolder); its codes are untouched."""
+    """A quantizer fed with l2-normalised latents (LaVIT, OmniTokenizer, binary ImageFolder); codes untouched."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()

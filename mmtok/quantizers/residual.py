@@ -42,7 +42,7 @@ class Residual(Quantizer):
         super().__init__()
         if not quantizers or (depth is not None and (len(quantizers) != 1 or depth < 1)):
             raise ValueError(
-                f"quantizer.depth: {len(quantizers)} quantizers with depth {depth}; list one per depth, or a single one "
+                f"quantizer.depth: {len(quantizers)} quantizers with depth {depth}; list one per depth, or one "
                 "to share and a depth of at least 1"
             )
         if len({quantizer.dim for quantizer in quantizers}) != 1 or any(len(q.codebook_sizes) != 1 for q in quantizers):

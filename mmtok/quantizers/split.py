@@ -29,7 +29,7 @@ class SplitResidual(Quantizer):
     def __init__(self, first: Quantizer, rest: Quantizer) -> None:
         super().__init__()
         if first.dim != rest.dim or len(first.codebook_sizes) != 1 or len(rest.codebook_sizes) != 1:
-            raise ValueError(f"quantizer: first and rest need one dim and one grid each, got {first.dim} and {rest.dim}")
+            raise ValueError(f"quantizer: first and rest need one dim, one grid each, got {first.dim} and {rest.dim}")
         self.dim = first.dim
         self.first, self.rest = first, rest
         self.codebook_sizes = (first.codebook_sizes[0] + rest.codebook_sizes[0],)
@@ -53,7 +53,9 @@ class SplitResidual(Quantizer):
         masks = self._masks(keep, grids[0])
         return self.first.decode((codes[0],), masks[0]) + self.rest.decode((codes[1],), masks[1])
 
-    def _masks(self, keep: tuple[Tensor, ...] | None, like: Tensor) -> tuple[tuple[Tensor] | None, tuple[Tensor] | None]:
+    def _masks(
+        self, keep: tuple[Tensor, ...] | None, like: Tensor
+    ) -> tuple[tuple[Tensor] | None, tuple[Tensor] | None]:
         if keep is None:
             return None, None
         mask = keep[0].expand(like.shape[0], len(self.codebook_sizes[0]), *like.shape[2:])
@@ -67,7 +69,7 @@ class Product(Quantizer):
     several grids (scales) of the same shapes. Losses are means over members; statistics carry the member as a suffix.
 
     quantizers   one per group, in channel order
-    interleave   order the codebooks by depth first, then member (residual groups: a prefix over K then cuts all members)
+    interleave   order the codebooks by depth first, then member (residual groups: a prefix over K cuts all members)
     disentangle  adds the loss `disentangle`, the mean squared cosine between the values of every pair of members, which
                  must have one dim (FQGAN, arXiv 2411.16681)
     """

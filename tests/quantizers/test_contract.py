@@ -72,7 +72,9 @@ SCALED = {
         [Projected(VQ(3, 16, cosine=True), 6) for _ in range(2)], [2, 1], mode="nearest", through=True
     ),
     "scales": lambda: ScaleResidual(VQ(6, 32), [1, 2, 5], mode="nearest"),
-    "scales_drop": lambda: ScaleResidual(SharedIndexVQ([4, 2], 32), [1, 2, 5], mode="nearest", drop=1.0, sum_losses=False),
+    "scales_drop": lambda: ScaleResidual(
+        SharedIndexVQ([4, 2], 32), [1, 2, 5], mode="nearest", drop=1.0, sum_losses=False
+    ),
     "scales_binary": lambda: Normalized(ScaleResidual(BSQ(6), [1, 2, 5], mode="nearest", gain=0.7)),
     "product_of_scales": lambda: Product([ScaleResidual(VQ(3, 16), [1, 2, 5], mode="nearest") for _ in range(2)]),
 }
@@ -89,7 +91,7 @@ def latents(size: tuple[int, ...], dtype: torch.dtype = torch.float32, batch: in
 
 def in_range(quantizer: Quantizer, grids: tuple[torch.Tensor, ...]) -> bool:
     return all(
-        0 <= int(grid[:, k].min()) and int(grid[:, k].max()) < size
+        int(grid[:, k].min()) >= 0 and int(grid[:, k].max()) < size
         for grid, sizes in zip(grids, quantizer.codebook_sizes, strict=True)
         for k, size in enumerate(sizes)
     )
