@@ -18,7 +18,7 @@ demo: .venv/installed
 	@echo "report: $(REPORT)"
 
 test: .venv/installed
-	$(BIN)/ruff check mmtok kernels eval tests benchmarks train.py
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chromium"
 
@@ -27,13 +27,14 @@ test-report: .venv/installed
 	$(BIN)/python -m pytest -m chromium
 
 lint: .venv/installed
-	$(BIN)/ruff check --fix mmtok kernels eval tests benchmarks train.py
+	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/loader.py --json benchmarks/results/loader.json
 	$(BIN)/python benchmarks/train_step.py --json benchmarks/results/train_step.json
 	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
+	$(BIN)/python -m mmtok.kernels.bench --json benchmarks/results/kernels.json
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,6 @@
 """Loader speed: ShardData against a bare decoding loop and against plain webdataset + PIL.
 
-    python benchmarks/loader.py --out loader.json
+    python benchmarks/loader.py --json loader.json
 
 Photographs over 1 Mpx (the interior photographs of the `demo` extra, 1.1 to 5.5 Mpx JPEG) are packed into
 shards; three ways of making 256 px training batches are timed in turn, several rounds in one process, each
@@ -102,7 +102,7 @@ def rate(batches: Iterator[Tensor], batch: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", help="JSON file; printed as well")
+    parser.add_argument("--json", type=Path, help="write the result here too")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=30)
@@ -140,8 +140,9 @@ def main() -> None:
     }
     text = json.dumps(result, indent=2)
     print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

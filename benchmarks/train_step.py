@@ -1,6 +1,6 @@
 """A training step of the Lightning task against a bare PyTorch loop over the same model, losses and batches.
 
-    python benchmarks/train_step.py [--adversarial] [--steps 40] [--rounds 3] [--output train_step.json]
+    python benchmarks/train_step.py [--adversarial] [--steps 40] [--rounds 3] [--json train_step.json]
 
 Rounds alternate between the two; a side's figure is the median of its step times. Bar: ratio at most 1.05.
 """
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -133,8 +133,9 @@ def main() -> None:
         "machine": platform.machine(),
     }  # fmt: skip
     print(json.dumps(result, indent=1))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from mmtok.training.config_file import merge, read_config_file
 from mmtok.training.loggers import CSVLog, wandb_logger
 from mmtok.training.task import TokenizerTask
 
-USER_ERRORS = (ValueError, FileNotFoundError, MisconfigurationException, ArgumentError)
+USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
 COMMANDS = ("fit", "validate", "test")
 
 
