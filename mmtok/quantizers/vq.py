@@ -156,12 +156,12 @@ class VQ(Quantizer):
         """EMA step and re-seeding from the kept vectors of all processes."""
         if rows is not None:
             vectors, codes = vectors[rows], codes[rows]
-        if not all_finite(vectors):
-            return  # one bad vector would poison the running sums for good
         size = self.codebook.shape[0]
-        counts, sums = sum_over_processes(*code_sums(vectors, codes, size))
-        if not bool(counts.any()):
-            return  # depth drop may leave nothing
+        bad = (~torch.isfinite(vectors).all()).float()
+        counts, sums, bad = sum_over_processes(*code_sums(vectors, codes, size), bad)
+        # one bad vector would poison the running sums for good; depth drop may leave nothing
+        if bool(bad) or not bool(counts.any()):
+            return
         if self.ema_decay is not None:
             self.ema_sums.lerp_(sums, 1 - self.ema_decay)
             self.ema_counts.lerp_(counts, 1 - self.ema_decay)
