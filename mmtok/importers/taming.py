@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, attention, res_block
-from mmtok.importers.vqgan import all_alive, vq, vqgan_config
+from mmtok.importers.vqgan import all_alive, attn_levels, vq, vqgan_config
 
 SYSTEMS = ("taming_vqgan",)
 
@@ -29,8 +29,7 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
     mapped.state["quantizer.usage"] = all_alive(mapped.state["quantizer.codebook"])
     sizes = {
         "z_channels": dd["z_channels"], "channels": dd["ch"], "channel_mult": list(dd["ch_mult"]),
-        # resolutions are counted at the published input size
-        "attn_levels": [i for i in range(levels) if dd["resolution"] >> i in dd["attn_resolutions"]],
+        "attn_levels": attn_levels(dd),
     }
     quantizer = vq(facts["embed_dim"], facts["codebook_size"], l2_norm=False)
     config = vqgan_config(sizes, dd["num_res_blocks"], quantizer, dd["resolution"])

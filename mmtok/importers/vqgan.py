@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mmtok.importers.keymap import Config
 
+EMA = "model_ema."
+
 
 def vq(dim: int, codebook_size: int, l2_norm: bool) -> Config:
     """Config of a codebook trained by gradient."""
@@ -29,6 +31,32 @@ def vqgan_config(sizes: Config, num_res_blocks: int, quantizer: Config, image_si
             "size": [image_size, image_size],
         },
     }
+
+
+def attn_levels(dd: Config) -> list[int]:
+    """Levels with attention; a published ddconfig counts resolutions at its input size."""
+    return [i for i in range(len(dd["ch_mult"])) if dd["resolution"] >> i in dd.get("attn_resolutions", [])]
+
+
+def take_averages(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(state with every parameter replaced by its moving average, reason by dropped key).
+
+    Lightning checkpoints of the taming line hold averages as `model_ema.<name without its dots>`. A state without
+    them stays as it is.
+    """
+    averages = {key: value for key, value in state.items() if key.startswith(EMA)}
+    out = {key: value for key, value in state.items() if not key.startswith(EMA)}
+    dropped = {f"{EMA}{name}": "counter of the average" for name in ("decay", "num_updates") if f"{EMA}{name}" in state}
+    for key in out:
+        average = EMA + key.replace(".", "")
+        if average in averages:
+            out[key] = averages[average]
+            dropped[average] = f"moving average, taken as {key}"
+    dropped |= {key: "moving average of a module that is left out" for key in averages if key.startswith(EMA + "loss")}
+    left = sorted(set(averages) - set(dropped))
+    if left:
+        raise ValueError(f"importer: averages of unknown parameters: {', '.join(left[:5])}")
+    return out, dropped
 
 
 def all_alive(codebook: Tensor) -> Tensor:

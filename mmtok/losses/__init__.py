@@ -1,6 +1,6 @@
 """Loss terms that `mmtok.training.Objective` composes; each is one class with plain arguments."""
 
-from mmtok.losses.adversarial import Adversarial, GANLoss, Hinge, NonSaturating, Vanilla
+from mmtok.losses.adversarial import Adversarial, GANLoss, Hinge, HingeNonSaturating, NonSaturating, Vanilla
 from mmtok.losses.base import Teacher, Term
 from mmtok.losses.distillation import ProxyCodes
 from mmtok.losses.entropy import CodeEntropy
@@ -8,6 +8,6 @@ from mmtok.losses.perceptual import ConvNeXtLogits, Perceptual
 from mmtok.losses.reconstruction import L1, L2, LogCosh
 
 __all__ = [
-    "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "GANLoss", "Hinge", "LogCosh", "NonSaturating",
-    "Perceptual", "ProxyCodes", "Teacher", "Term", "Vanilla",
+    "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "GANLoss", "Hinge", "HingeNonSaturating", "LogCosh",
+    "NonSaturating", "Perceptual", "ProxyCodes", "Teacher", "Term", "Vanilla",
 ]  # fmt: skip

@@ -50,11 +50,18 @@ class Vanilla(NonSaturating):
         return -fake.mean()
 
 
+class HingeNonSaturating(Hinge):
+    """Hinge loss for the discriminator, cross-entropy for the generator (MAGVIT-v2's trainers: Open-MAGVIT2, IBQ)."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        return F.softplus(-fake).mean()
+
+
 class Adversarial(Term):
     """Generator term `<name>`, discriminator terms `<name>_disc` and, with `lecam`, `<name>_lecam`.
 
     network   the discriminator: float [B, C, *S] in [-1, 1] -> logits
-    loss      Hinge, Vanilla or NonSaturating
+    loss      Hinge, Vanilla, NonSaturating or HingeNonSaturating
     start     step at which the discriminator begins to learn
     lead      further steps before the generator feels it, so that it never faces an untrained discriminator
     ramp      steps over which the generator's term then grows linearly to its weight

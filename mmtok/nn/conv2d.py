@@ -2,9 +2,10 @@
 
 Legend: B batch, C channels, H W image, h w latent grid, Z latent channels.
 
-taming VQGAN, LlamaGen and MaskGIT-VQGAN are points of one design: levels of residual blocks with a factor of two
-between them, and a middle. What differs is plain arguments: attention (`attn_levels`, `mid_attention`), biases,
-how a level changes size (`downsample`), and MaskGIT's `shortcut_on_branch`.
+taming VQGAN, LlamaGen, MaskGIT-VQGAN, IBQ, VAR, Open-MAGVIT2 and BAE are points of one design: levels of residual
+blocks with a factor of two between them, and a middle. What differs is plain arguments: attention (`attn_levels`,
+`mid_attention`), biases, how a level changes size (`downsample`, `upsample`), norms at the code (`adaptive`,
+`norm_first`), and MaskGIT's `shortcut_on_branch`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from mmtok.nn.magvit2d import AdaptiveNorm2d
 
 
 class ConvEncoder2d(nn.Module):
@@ -25,6 +28,7 @@ class ConvEncoder2d(nn.Module):
     mid_blocks     residual blocks in the middle, with attention between them when `mid_attention`
     bias, in_bias  of the residual blocks' 3x3 convolutions and shortcuts, and of `conv_in`
     out_kernel     kernel of `conv_out`
+    out_activation SiLU between the last norm and `conv_out` (BAE has none)
     downsample     channels -> module that halves H and W
     shortcut_on_branch, groups: see `ResBlock2d`
     gradient_checkpointing  recompute each level in the backward pass
@@ -35,7 +39,7 @@ class ConvEncoder2d(nn.Module):
         num_res_blocks: int = 2, attn_levels: tuple[int, ...] = (), mid_blocks: int = 2, mid_attention: bool = True,
         bias: bool = True, in_bias: bool = True, out_kernel: int = 3,
         downsample: Callable[[int], nn.Module] | None = None, shortcut_on_branch: bool = False, groups: int = 32,
-        in_channels: int = 3, gradient_checkpointing: bool = False,
+        in_channels: int = 3, gradient_checkpointing: bool = False, out_activation: bool = True,
     ) -> None:
         super().__init__()
         down = downsample if downsample is not None else StridedConv2d
@@ -55,14 +59,19 @@ class ConvEncoder2d(nn.Module):
             width = channels * mult
         self.mid = middle(width, mid_blocks, mid_attention, bias, shortcut_on_branch, groups)
         self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
+        self.out_activation: nn.Module = nn.SiLU() if out_activation else nn.Identity()
         self.conv_out = nn.Conv2d(width, z_channels, out_kernel, padding=out_kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W], H and W multiples of stride -> [B, z_channels, h, w]."""
+        return self.conv_out(self.out_activation(self.norm_out(self.features(x))))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What enters the last norm: [B, in_channels, H, W] -> [B, channels * channel_mult[-1], h, w]."""
         x = self.conv_in(x)
         for level in self.levels:
             x = run(level, x, self.gradient_checkpointing and self.training)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.mid(x)
 
 
 class ConvDecoder2d(nn.Module):
@@ -72,14 +81,17 @@ class ConvDecoder2d(nn.Module):
     `levels` run from the lowest resolution to the highest. VQGAN decoders have one residual block a level more than
     their encoder.
 
-    upsample  channels -> module that doubles h and w
+    upsample    channels -> module that doubles h and w
+    norm_first  group norm of z before everything else (BAE)
+    adaptive    before every level a group norm whose scale and shift come from z (Open-MAGVIT2)
     """
 
     def __init__(
         self, z_channels: int, channels: int = 128, channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4),
         num_res_blocks: int = 3, attn_levels: tuple[int, ...] = (), mid_blocks: int = 2, mid_attention: bool = True,
         bias: bool = True, upsample: Callable[[int], nn.Module] | None = None, shortcut_on_branch: bool = False,
-        groups: int = 32, out_channels: int = 3, gradient_checkpointing: bool = False,
+        groups: int = 32, out_channels: int = 3, gradient_checkpointing: bool = False, out_activation: bool = True,
+        norm_first: bool = False, adaptive: bool = False,
     ) -> None:
         super().__init__()
         up = upsample if upsample is not None else NearestConv2d
@@ -89,25 +101,32 @@ class ConvDecoder2d(nn.Module):
         self.stride = 2**last
         self.gradient_checkpointing = gradient_checkpointing
         width = channels * channel_mult[-1]
+        self.norm_in: nn.Module = nn.GroupNorm(groups, z_channels, eps=1e-6) if norm_first else nn.Identity()
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
         self.mid = middle(width, mid_blocks, mid_attention, bias, shortcut_on_branch, groups)
+        self.styles = nn.ModuleList()
         self.levels = nn.ModuleList()
         for i in reversed(range(len(channel_mult))):
             target = channels * channel_mult[i]
             resample = up(target) if i > 0 else None
+            if adaptive:
+                self.styles.append(AdaptiveNorm2d(width, z_channels, groups))
             self.levels.append(Level2d(
                 width, target, num_res_blocks, i in attn_levels, resample, bias, shortcut_on_branch, groups
             ))
             width = target
         self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
+        self.out_activation: nn.Module = nn.SiLU() if out_activation else nn.Identity()
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, z_channels, h, w] -> [B, out_channels, H, W], not clamped."""
-        x = self.mid(self.conv_in(z))
-        for level in self.levels:
+        x = self.mid(self.conv_in(self.norm_in(z)))
+        for i, level in enumerate(self.levels):
+            if self.styles:
+                x = self.styles[i](x, z)
             x = run(level, x, self.gradient_checkpointing and self.training)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.out_activation(self.norm_out(x)))
 
 
 class Level2d(nn.Module):

@@ -144,7 +144,9 @@ class SharedPhi(nn.Module):
         self.strength = strength
         # VAR places four convolutions wider than the formula it uses for any other number
         edge = 1 / 3 / count if count == 4 else 1 / 2 / count
-        self.ticks = torch.linspace(edge, 1 - edge, count, dtype=torch.float64).tolist()
+        # plain floats in NumPy's order of operations: places such as 2/9 lie halfway between two ticks
+        step = (1 - edge - edge) / max(1, count - 1)
+        self.ticks = [i * step + edge for i in range(count)]
 
     def forward(self, x: Tensor, place: float) -> Tensor:
         """x [B, D, *S]; place in [0, 1], coarsest scale 0: the convolution with the nearest tick is used."""

@@ -2,8 +2,8 @@
 
 from mmtok.training.ema import EMA
 from mmtok.training.objective import Objective
-from mmtok.training.optimizers import Constant, Cosine, Linear, Schedule
+from mmtok.training.optimizers import Constant, Cosine, Linear, Schedule, Steps
 from mmtok.training.task import TokenizerTask
 from mmtok.training.validation import Validation
 
-__all__ = ["EMA", "Constant", "Cosine", "Linear", "Objective", "Schedule", "TokenizerTask", "Validation"]
+__all__ = ["EMA", "Constant", "Cosine", "Linear", "Objective", "Schedule", "Steps", "TokenizerTask", "Validation"]

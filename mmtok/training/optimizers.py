@@ -36,6 +36,19 @@ class Constant(Schedule):
     """Warm-up, then the full learning rate."""
 
 
+class Steps(Schedule):
+    """Warm-up, then the learning rate times `factor` once more at every milestone (generator steps, ascending)."""
+
+    def __init__(self, milestones: list[int], factor: float = 0.1, warmup: int = 0) -> None:
+        super().__init__(warmup)
+        if list(milestones) != sorted(milestones) or (milestones and milestones[0] < warmup):
+            raise ValueError(f"schedule.milestones must ascend from schedule.warmup ({warmup}), got {milestones}")
+        self.milestones, self.factor = list(milestones), factor
+
+    def after(self, step: int) -> float:
+        return self.factor ** sum(step + self.warmup >= milestone for milestone in self.milestones)
+
+
 class _Decay(Schedule):
     def __init__(self, total: int, warmup: int = 0, floor: float = 0.0) -> None:
         super().__init__(warmup)

@@ -79,7 +79,7 @@ def test_wrong_system_and_wrong_files_are_named(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="not weights of this system"):
         importers.load("llamagen", tmp_path)
-    with pytest.raises(ValueError, match="choose one of llamagen, maskgit_vqgan, taming, titok"):
+    with pytest.raises(ValueError, match="choose one of .*llamagen, .*titok"):
         importers.load("keymap", tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         importers.load("llamagen", tmp_path / "none.pt")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmtok.losses import L2, Adversarial, Hinge, NonSaturating, Vanilla
+from mmtok.losses import L2, Adversarial, Hinge, HingeNonSaturating, NonSaturating, Vanilla
 from mmtok.training import Objective
 from mmtok.types import Batch, Reconstruction, Tokens
 
@@ -36,6 +36,8 @@ def test_losses_equal_their_formulas():
     for loss in (Vanilla(), NonSaturating()):
         torch.testing.assert_close(loss.discriminator(real, fake), expected)
     torch.testing.assert_close(NonSaturating().generator(fake), bce(fake, ones))
+    torch.testing.assert_close(HingeNonSaturating().generator(fake), bce(fake, ones))
+    assert HingeNonSaturating().discriminator(fake, fake) == Hinge().discriminator(fake, fake)
 
 
 def test_timetable_of_start_lead_and_ramp():

@@ -7,7 +7,7 @@ from torch import nn
 from mmtok.losses import L1
 from mmtok.quantizers.vq import VQ
 from mmtok.tokenizer import Tokenizer
-from mmtok.training import EMA, Constant, Cosine, Linear, Objective, prepare
+from mmtok.training import EMA, Constant, Cosine, Linear, Objective, Steps, prepare
 from mmtok.training.config_file import read_config_file
 from mmtok.training.optimizers import parameter_groups, scale_learning_rates, set_learning_rate
 from mmtok.types import Batch
@@ -48,6 +48,8 @@ def test_schedules():
     assert [Constant(warmup=4)(s) for s in (0, 3, 4, 100)] == [0.25, 1, 1, 1]
     cosine = Cosine(total=110, warmup=10, floor=0.1)
     assert [cosine(s) for s in (9, 10, 60, 500)] == [1, 1, pytest.approx(0.55), pytest.approx(0.1)]
+    steps = Steps([20, 30], factor=0.5, warmup=10)
+    assert [steps(n) for n in (0, 19, 20, 29, 30)] == [0.1, 1.0, 0.5, 0.5, 0.25]
     assert Linear(total=100)(25) == 0.75 and Linear(total=100, floor=0.5)(1000) == 0.5
     with pytest.raises(ValueError, match="schedule.total"):
         Cosine(total=5, warmup=5)

@@ -2,8 +2,9 @@
 
 Legend: B batch, H W image, h w code grid, Z encoder channels, D code dimension.
 
-taming VQGAN (arXiv 2012.09841), LlamaGen (arXiv 2406.06525) and MaskGIT-VQGAN (arXiv 2202.04200) are this class with
-other arguments: see configs/image/.
+taming VQGAN (arXiv 2012.09841), LlamaGen (arXiv 2406.06525), MaskGIT-VQGAN (arXiv 2202.04200), IBQ (arXiv 2412.02692),
+Open-MAGVIT2 (arXiv 2409.04410), VAR (arXiv 2404.02905) and BAE (arXiv 2410.16257) are this class with other arguments:
+see configs/image/.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class ConvTokenizer(Tokenizer):
     quantizer   works on D channels
     decoder     [B, Z, h, w] -> x [B, 3, H, W]
     size        reference (H, W) for `spec`
-    quant_conv  1x1 convolutions Z -> D before and D -> Z after the quantizer; without them Z must equal D
+    quant_conv  convolutions Z -> D before and D -> Z after the quantizer; without them Z must equal D
+    quant_kernel  of these convolutions (VAR: 3)
     tail, unit_range: see `Tokenizer`
     """
 
@@ -34,6 +36,7 @@ class ConvTokenizer(Tokenizer):
     def __init__(
         self, encoder: ConvEncoder2d, quantizer: Quantizer, decoder: ConvDecoder2d, size: tuple[int, int] = (256, 256),
         quant_conv: bool = True, tail: TailDrop | None = None, unit_range: bool = False,
+        quant_kernel: int = 1,
     ) -> None:
         if encoder.stride != decoder.stride:
             raise ValueError(
@@ -50,8 +53,8 @@ class ConvTokenizer(Tokenizer):
         self.quant_conv: nn.Module = nn.Identity()
         self.post_quant_conv: nn.Module = nn.Identity()
         if quant_conv:
-            self.quant_conv = nn.Conv2d(encoder.z_channels, quantizer.dim, 1)
-            self.post_quant_conv = nn.Conv2d(quantizer.dim, decoder.z_channels, 1)
+            self.quant_conv = nn.Conv2d(encoder.z_channels, quantizer.dim, quant_kernel, padding=quant_kernel // 2)
+            self.post_quant_conv = nn.Conv2d(quantizer.dim, decoder.z_channels, quant_kernel, padding=quant_kernel // 2)
 
     def latents(self, x: Tensor) -> Tensor:
         """z [B, D, h, w] before the quantizer, for x [B, 3, H, W] in [-1, 1]."""

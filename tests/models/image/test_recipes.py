@@ -16,10 +16,12 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "image"
 PUBLISHED = {
     "titok_l32_stage2": 641.1, "titok_b64_stage2": 204.8, "titok_s128_stage2": 83.7, "titok_bl128_vq8k": 390.2,
     "titok_sl256_vq8k": 330.3, "llamagen_vq16": 71.88, "llamagen_vq8": 70.11,
+    "var_vqvae": 108.95,
 }  # fmt: skip
 PARTS = {
     ("titok_l32_stage2", "pixels"): 30.7, ("vqgan_f16_1024", "encoder"): 29.3, ("vqgan_f16_1024", "decoder"): 42.45,
-    ("vqgan_f16_16384", "encoder"): 29.3,
+    ("vqgan_f16_16384", "encoder"): 29.3, ("ibq_16384", "encoder"): 46.75, ("ibq_262144", "decoder"): 59.90,
+    ("open_magvit2", "encoder"): 49.75, ("open_magvit2", "decoder"): 65.38,
 }  # fmt: skip
 
 
@@ -55,11 +57,15 @@ def test_codebooks_and_token_counts_are_the_published_ones():
         "llamagen_vq8": (1024, 16384), "maskgit_vqgan_f16": (256, 1024), "titok_l32_stage1": (32, 4096),
         "titok_b64_stage1": (64, 4096), "titok_s128_stage1": (128, 4096), "titok_bl64_vq8k": (64, 8192),
         "one_d_piece_s256_stage2": (256, 4096), "one_d_piece_l256_stage1": (256, 4096), "taildrop_sb256": (256, 8192),
+        "ibq_1024": (256, 1024), "ibq_8192": (256, 8192), "ibq_16384": (256, 16384), "ibq_262144": (256, 262144),
+        "open_magvit2": (256, 2**18),
         "tatitok_bl32_vq": (32, 8192), "tatitok_bl64_vq": (64, 8192), "tatitok_bl128_vq": (128, 8192),
     }  # fmt: skip
     for name, (count, codes) in expected.items():
         spec = tokenizer(name).spec
         assert (name, spec.tokens, spec.codebook_sizes) == (name, count, ((codes,),))
+    var = tokenizer("var_vqvae").spec
+    assert (var.tokens, var.codebook_sizes) == (680, ((4096,),) * 10)
 
 
 @pytest.mark.parametrize(
