@@ -45,7 +45,8 @@ class TailDrop(nn.Module):
         """Masks that send the first `length` (all, when None) of every block; ValueError out of range."""
         sizes = self.coding.sizes(shapes)
         if length is not None and not self.min_length <= length <= max(sizes):
-            raise ValueError(f"num_tokens: this model sends {self.min_length} to {max(sizes)}, got {length}")
+            name = "num_quantizers" if self.coding == Prefix(1) else "num_tokens"
+            raise ValueError(f"{name}: this model sends {self.min_length} to {max(sizes)}, got {length}")
         symbols = [min(size, length or size) - 1 for size in sizes]
         return self.coding.masks(torch.tensor(symbols, device=device).expand(batch, -1), shapes)
 
@@ -87,3 +88,41 @@ class TruncatedNormalTail(TailDrop):
         u = torch.rand(batch, generator=generator, dtype=torch.float64) * (above - below) + below
         drawn = (torch.special.ndtri(u) * self.std + self.mean) * size
         return drawn.round().to(torch.int64).clamp(low, size)
+
+
+class ChoiceTail(TailDrop):
+    """k uniform over a list, e.g. the codebooks of EnCodec's bandwidths [2, 4, 8, 16, 32], one for the whole batch.
+
+    Any length from min_length on is accepted by `encode`, listed or not.
+    """
+
+    def __init__(
+        self, choices: list[int], coding: KeepCoding | None = None, min_length: int = 1, per_batch: bool = False
+    ) -> None:
+        super().__init__(coding, min_length, per_batch)
+        if not choices or min(choices) < min_length:
+            raise ValueError(f"tail.choices: lengths of at least {min_length}, got {choices}")
+        self.choices = list(choices)
+
+    def lengths(self, batch: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+        choices = torch.tensor([min(choice, size) for choice in self.choices])
+        return choices[torch.randint(len(choices), (batch,), generator=generator)]
+
+
+class PartialTail(TailDrop):
+    """The first floor(B * share) items get k ~ U{min_length..L}, the others everything (DAC, arXiv 2306.06546).
+
+    share  0.5 in DAC's released models, 1.0 in its base recipe
+    """
+
+    def __init__(
+        self, share: float = 0.5, coding: KeepCoding | None = None, min_length: int = 1, per_batch: bool = False
+    ) -> None:
+        super().__init__(coding, min_length, per_batch)
+        if not 0 <= share <= 1:
+            raise ValueError(f"tail.share must lie in [0, 1], got {share}")
+        self.share = share
+
+    def lengths(self, batch: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+        drawn = torch.randint(min(self.min_length, size), size + 1, (batch,), generator=generator)
+        return torch.where(torch.arange(batch) < int(batch * self.share), drawn, size)
