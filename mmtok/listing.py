@@ -34,6 +34,6 @@ def print_listing() -> None:
     print("tokenizers (mmtok.load(name)):")
     for name, entry in entries.items():
         print(f"  {name:24s} {entry['modality']:6s} {entry['summary']}  [{entry['licence']}]")
-    print("recipes (mmtok train -c configs/<name>.yaml):")
+    print("recipes (mmtok train -c <name>):")
     for name, summary in recipes().items():
         print(f"  {name:36s} {summary}")

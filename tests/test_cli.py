@@ -395,6 +395,8 @@ def test_train_names_the_key_of_a_typo(mistake, recipe, tmp_path) -> None:
 def test_train_names_a_missing_or_unusable_file(mistake, recipe, tmp_path) -> None:
     _, write = recipe
     assert "none.yaml does not exist" in mistake("train", "-c", tmp_path / "none.yaml")
+    assert "none/such does not exist" in mistake("train", "-c", "none/such")
+    assert "clip_norms" in mistake("train", "-c", "demo/image", "--model.clip_norms=2")  # found by its listed name
     assert str(tmp_path) in mistake("train", "-c", tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [1")
     assert "bad.yaml: not valid YAML" in mistake("train", "-c", tmp_path / "bad.yaml")

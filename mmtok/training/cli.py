@@ -1,6 +1,7 @@
 """The training command: `python train.py fit -c config.yaml ...`, the same program as `mmtok train`.
 
     fit | validate | test      -c FILE [-c FILE ...] [--apply_tiny] [--key value ...]
+    -c image/titok_l32_stage1  a recipe by its name in `mmtok list`, when there is no such file
     --name, --runs             output goes to <runs>/<name>; the name is the file's unless given
     --ckpt_path last           go on with this run, or start it when there is nothing yet (safe in a requeued job)
 
@@ -26,6 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from mmtok.listing import config_path, recipes
 from mmtok.training.callbacks import Checkpoint, Export, MediaGrid, ProgressBar
 from mmtok.training.callbacks.checkpoint import latest
 from mmtok.training.config_file import merge, read_config_file
@@ -149,7 +151,9 @@ def _with_one_file(args: list[str], folder: Path) -> list[str]:
         return rest
     config: dict[str, Any] = {}
     for file in files:
-        config = merge(config, read_config_file(file, tiny))
+        # a recipe by the name `mmtok list` prints: an installed package has no configs/ folder beside it
+        path = config_path(file) if not Path(file).exists() and file in recipes() else file
+        config = merge(config, read_config_file(path, tiny))
     config.setdefault("name", Path(files[-1]).stem)
     merged = folder / Path(files[-1]).name
     merged.write_text(yaml.safe_dump(config, sort_keys=False))
