@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCRATCH_ENTRIES = 1 << 19  # float32 entries of the distance block; addmm and topk keep up to three of them alive
+SCRATCH_ENTRIES = 1 << 19  # float32 entries of one temporary (2 MiB); three are alive at once
 
 
 def nearest_code(x: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -18,11 +18,12 @@ def nearest_code(x: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
     expansion loses the digits that tell neighbours apart. The distances returned are sums of squared differences.
     """
     size = codebook.shape[0]
-    centre = codebook.mean(0, dtype=torch.float64).float()
+    centre = codebook.mean(0, dtype=torch.float32)
     found = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
     distance = torch.empty(x.shape[0], k, dtype=torch.float32, device=x.device)
-    columns = min(size, max(k, 4096, SCRATCH_ENTRIES // max(1, x.shape[0])))
-    rows = max(1, SCRATCH_ENTRIES // columns)
+    dim = max(1, x.shape[1])
+    columns = min(size, max(k, min(4096, SCRATCH_ENTRIES // (2 * dim)), 1))
+    rows = max(1, min(SCRATCH_ENTRIES // columns, SCRATCH_ENTRIES // (2 * dim * k)))
     for start in range(0, x.shape[0], rows):
         part = x[start : start + rows].float()
         centred = part - centre

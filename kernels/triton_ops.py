@@ -10,9 +10,9 @@ import triton
 from torch import Tensor
 
 from mmtok.kernels.triton_scatter import gather_kernel, sums_kernel
-from mmtok.kernels.triton_search import default_tile, residual_kernel, search
+from mmtok.kernels.triton_search import residual_kernel, residual_tile, search
 
-WIDEST_RESIDUAL = 256  # dimensions of a residual that still fit a program's registers
+WIDEST_RESIDUAL = 128  # dimensions of a residual that still fit a program's registers
 
 
 def nearest_code(x: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -41,12 +41,12 @@ def residual_encode(x: Tensor, codebooks: Tensor, depth: Tensor | None) -> tuple
         return codes, total
     if dim > WIDEST_RESIDUAL:
         return _by_depth(x, codebooks, depth, codes, total)
-    tile = default_tile(dim)
+    tile = residual_tile(dim)
     residual_kernel[(triton.cdiv(count, tile.rows),)](
         x, x.stride(0), x.stride(1), codebooks, codebooks.mean(1, dtype=torch.float32),
         codes if depth is None else depth.contiguous(), codes, total, count, size, D=dim, Q=quantizers,
         HAS_DEPTH=depth is not None, BLOCK_N=tile.rows, BLOCK_V=tile.codes,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), num_warps=tile.warps,
+        BLOCK_D=tile.dims, num_warps=tile.warps, num_stages=tile.stages,
     )
     return codes, total
 

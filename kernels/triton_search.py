@@ -7,7 +7,7 @@ float32 (no TF32: it would misplace codes), and the lowest index wins a tie.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -23,11 +23,12 @@ class Tile:
     codes: int
     dims: int
     warps: int
+    stages: int = 2  # more would not fit the shared memory of smaller GPUs (100 KB)
 
 
 # One default per shape class. Unmeasured: no GPU has run `python -m mmtok.kernels.bench` yet, which tries
 # CANDIDATES on every shape and prints the fastest.
-DEFAULTS = {"narrow": Tile(64, 128, 32, 4), "middle": Tile(64, 128, 64, 8), "wide": Tile(64, 64, 64, 8)}
+DEFAULTS = {"narrow": Tile(64, 128, 32, 4), "middle": Tile(64, 64, 64, 4), "wide": Tile(64, 64, 64, 4)}
 CANDIDATES = tuple(
     Tile(rows, codes, dims, warps) for rows in (32, 64, 128) for codes in (64, 128) for dims in (32, 64)
     for warps in (4, 8)
@@ -42,7 +43,13 @@ def shape_class(dim: int) -> str:
 def default_tile(dim: int) -> Tile:
     """The default of the shape class, no wider than D needs (a product needs 16 dimensions at least)."""
     tile = DEFAULTS[shape_class(dim)]
-    return Tile(tile.rows, tile.codes, min(tile.dims, max(16, triton.next_power_of_2(dim))), tile.warps)
+    return replace(tile, dims=min(tile.dims, max(16, triton.next_power_of_2(dim))))
+
+
+def residual_tile(dim: int) -> Tile:
+    """A residual stays whole in registers: every dimension at once, so fewer rows and codes."""
+    dims = max(16, triton.next_power_of_2(dim))
+    return Tile(64, 128, dims, 4) if dims <= 32 else Tile(32, 32, dims, 4)
 
 
 @triton.jit
@@ -150,6 +157,6 @@ def search(x: Tensor, book: Tensor, centre: Tensor, before: tuple[Tensor, Tensor
         nearest_kernel[(triton.cdiv(x.shape[0], tile.rows),)](
             x, x.stride(0), x.stride(1), book, centre, codes, scores, distances, *(before or (codes, scores)),
             x.shape[0], book.shape[0], D=book.shape[1], AFTER=before is not None, BLOCK_N=tile.rows,
-            BLOCK_V=tile.codes, BLOCK_D=tile.dims, num_warps=tile.warps,
+            BLOCK_V=tile.codes, BLOCK_D=tile.dims, num_warps=tile.warps, num_stages=tile.stages,
         )
     return codes, scores, distances
