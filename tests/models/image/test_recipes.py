@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from mmtok.hub import build
 from mmtok.importers import maskgit_vqgan, titok
+from mmtok.nn.conv2d import ResBlock2d
 from mmtok.training.config_file import read_config_file
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "image"
@@ -16,7 +17,7 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "image"
 PUBLISHED = {
     "titok_l32_stage2": 641.1, "titok_b64_stage2": 204.8, "titok_s128_stage2": 83.7, "titok_bl128_vq8k": 390.2,
     "titok_sl256_vq8k": 330.3, "llamagen_vq16": 71.88, "llamagen_vq8": 70.11,
-    "var_vqvae": 108.95,
+    "var_vqvae": 108.95, "bsq_vit_18": 174.8,
 }  # fmt: skip
 PARTS = {
     ("titok_l32_stage2", "pixels"): 30.7, ("vqgan_f16_1024", "encoder"): 29.3, ("vqgan_f16_1024", "decoder"): 42.45,
@@ -51,6 +52,18 @@ def test_parts_equal_the_published_number(name, part):
     assert agrees(millions(getattr(tokenizer(name), part)), PARTS[name, part])
 
 
+def test_bae_is_the_published_network_without_what_it_never_uses():
+    """Published: encoder 30.35M, generator 35.17M, with 1x1 convolutions in every block and an idle head."""
+    model = tokenizer("bae_16")
+    idle = {}
+    for name in ("encoder", "decoder"):
+        blocks = [m for m in getattr(model, name).modules() if isinstance(m, ResBlock2d) and m.shortcut is None]
+        idle[name] = sum(block.conv2.out_channels * (block.conv2.out_channels + 1) for block in blocks) / 1e6
+    head = (128 * 128 * 9 + 128 + 3 * 128 + 3) / 1e6
+    assert agrees(millions(model.encoder) + idle["encoder"], 30.35)
+    assert agrees(millions(model.decoder) + idle["decoder"] + head, 35.17)
+
+
 def test_codebooks_and_token_counts_are_the_published_ones():
     expected = {
         "vqgan_f16_1024": (256, 1024), "vqgan_f16_16384": (256, 16384), "llamagen_vq16": (256, 16384),
@@ -58,7 +71,7 @@ def test_codebooks_and_token_counts_are_the_published_ones():
         "titok_b64_stage1": (64, 4096), "titok_s128_stage1": (128, 4096), "titok_bl64_vq8k": (64, 8192),
         "one_d_piece_s256_stage2": (256, 4096), "one_d_piece_l256_stage1": (256, 4096), "taildrop_sb256": (256, 8192),
         "ibq_1024": (256, 1024), "ibq_8192": (256, 8192), "ibq_16384": (256, 16384), "ibq_262144": (256, 262144),
-        "open_magvit2": (256, 2**18),
+        "open_magvit2": (256, 2**18), "bsq_vit_18": (1024, 2**18), "bae_16": (256, 2**16),
         "tatitok_bl32_vq": (32, 8192), "tatitok_bl64_vq": (64, 8192), "tatitok_bl128_vq": (128, 8192),
     }  # fmt: skip
     for name, (count, codes) in expected.items():
