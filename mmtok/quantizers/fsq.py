@@ -28,7 +28,6 @@ class FSQ(Quantizer):
     margin        1e-3 lets the outer levels be reached (VidTok, Cosmos, X-Codec-2); the paper and ElasticTok have -1e-3
     tan_shift     s = tan(o / h), as the paper prints and ElasticTok was trained
     double_bound  bounds twice before rounding, as X-Codec-2 was trained
-    even_offset   False: no offset for even levels (o = s = 0), which makes zero a level and loses an outer one
     entropy_temperature  adds the losses `commit`, `sample_entropy` and `diversity` (VidTok: 0.01) of
                   softmax(2 z c / temperature) over all codes; exact, it factorises into the channels. None: no losses
     """
@@ -38,7 +37,7 @@ class FSQ(Quantizer):
 
     def __init__(
         self, levels: list[int], margin: float = 1e-3, tan_shift: bool = False, double_bound: bool = False,
-        even_offset: bool = True, entropy_temperature: float | None = None,
+        entropy_temperature: float | None = None,
     ) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
@@ -50,7 +49,7 @@ class FSQ(Quantizer):
         self.dim = len(levels)
         self.codebook_sizes = ((math.prod(levels),),)
         self.margin, self.tan_shift = margin, tan_shift
-        self.double_bound, self.even_offset = double_bound, even_offset
+        self.double_bound = double_bound
         self.entropy_temperature = entropy_temperature
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         # int64 buffers: an average of weights must never touch them
@@ -91,7 +90,7 @@ class FSQ(Quantizer):
     def bound(self, z: Tensor) -> Tensor:
         """z [..., D] -> values whose rounding is a level, [..., D]."""
         half_levels = (self.levels - 1) * (1 + self.margin) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5 if self.even_offset else 0.0, 0.0)
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         shift = torch.tan(offset / half_levels) if self.tan_shift else torch.atanh(offset / half_levels)
         return torch.tanh(z + shift) * half_levels - offset
 

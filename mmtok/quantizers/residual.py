@@ -5,6 +5,10 @@ Legend: B batch, D channels, Q depths, K codebooks (Q times those of one depth),
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
+
 import torch
 from torch import Tensor, nn
 
@@ -89,11 +93,7 @@ class Residual(Quantizer):
     @full_precision
     def decode(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> Tensor:
         # the order of forward, so that the sum is the same to the last bit
-        total: Tensor | None = None
-        for value in self.embeddings(grids, keep):
-            total = torch.zeros_like(value) + value if total is None else total + value
-        assert total is not None
-        return total
+        return functools.reduce(operator.add, self.embeddings(grids, keep))
 
     def embeddings(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> list[Tensor]:
         """What each depth adds: Q float32 [B, D, *S]. ValueError for codes out of range."""
@@ -106,7 +106,7 @@ class Residual(Quantizer):
 
     def partial_sums(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> Tensor:
         """float32 [Q, B, D, *S]: the value after 1, 2, ... Q depths."""
-        return torch.stack(self.embeddings(grids, keep)).cumsum(0)
+        return torch.stack(list(itertools.accumulate(self.embeddings(grids, keep))))
 
     def _at(self, depth: int) -> Quantizer:
         return self.depths[self._order[depth]]  # type: ignore[return-value]

@@ -33,7 +33,9 @@ def data(rank: int, step: int) -> torch.Tensor:
     return torch.randn(2 + rank, 4, 20, generator=generator) + 3 * rank
 
 
-def step_gradients(quantizer: Quantizer, losses: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+def step_gradients(
+    quantizer: Quantizer, losses: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
+) -> None:
     """One optimizer step on gradients averaged as DistributedDataParallel does."""
     if optimizer is None:
         return

@@ -304,7 +304,7 @@ def factorized(weights: State, prefix: str, dim: int, table: str = "codebook.wei
             ("original0", ("weight_g", "parametrizations.weight.original0")),
             ("original1", ("weight_v", "parametrizations.weight.original1")),
         ):
-            (value,) = (weights[f"{prefix}{side}_proj.{name}"] for name in names if f"{prefix}{side}_proj.{name}" in weights)
+            (value,) = (weights[key] for name in names if (key := f"{prefix}{side}_proj.{name}") in weights)
             getattr(layer.parametrizations.weight, ours).data.copy_(value.flatten(1))
     return quantizer
 
