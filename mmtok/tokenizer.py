@@ -84,10 +84,7 @@ class Tokenizer(nn.Module):
         `seed` drives stochastic decoders, per sample; deterministic ones ignore it.
         ValueError for codes out of range or tokens of other weights.
         """
-        if tokens.tokenizer_id and self.tokenizer_id and tokens.tokenizer_id != self.tokenizer_id:
-            raise ValueError(
-                f"decode: tokens made by weights {tokens.tokenizer_id}, this tokenizer is {self.tokenizer_id}"
-            )
+        self._check_id(tokens)
         z = self.embed(tokens)
         return self._from_model(self.reconstruct(z, tokens), tokens).float().clamp(-1, 1)
 
@@ -214,6 +211,12 @@ class Tokenizer(nn.Module):
         for axis, n in enumerate(tokens.size.amax(0).tolist(), 2):
             x = x.narrow(axis, 0, n)
         return x
+
+    def _check_id(self, tokens: Tokens) -> None:
+        if tokens.tokenizer_id and self.tokenizer_id and tokens.tokenizer_id != self.tokenizer_id:
+            raise ValueError(
+                f"decode: tokens made by weights {tokens.tokenizer_id}, this tokenizer is {self.tokenizer_id}"
+            )
 
     def _check_media(self, x: Tensor) -> None:
         axes = len(self.stride) + 2

@@ -17,6 +17,7 @@ from mmtok import importers
 from mmtok.bitstream import pack, unpack
 from mmtok.importers.encodec import DEPTH
 from mmtok.nn.weight_norm import fold_weight_norm, unfold_weight_norm
+from mmtok.types import Batch
 
 ROOTS = [Path(__file__).parents[1] / "golden"] + [Path(p) for p in [os.environ.get("MMTOK_GOLDEN")] if p]
 FAMILIES = [importlib.import_module(f"mmtok.importers.{name}") for name in importers.families()]
@@ -41,7 +42,7 @@ def golden(request):
 def close(actual, expected):
     """Within 1e-4 of the tensor's spread, as the golden files ask."""
     assert actual.shape == expected.shape
-    assert float((actual - expected).abs().max()) <= 1e-4 * max(1.0, float(expected.std()))
+    assert float((actual - expected).detach().abs().max()) <= 1e-4 * max(1.0, float(expected.std()))
 
 
 def wave(io, name="wave"):
@@ -205,8 +206,36 @@ def test_folded_weight_norm_gives_the_same_and_unfolds(golden):
     assert not any(".parametrizations." in key for network in networks for key in network.state_dict())
     after = tokenizer.encode(x)
     assert all(torch.equal(a, b) for a, b in zip(before.grids, after.grids, strict=True))
-    assert torch.allclose(tokenizer.decode(after), decoded, atol=1e-5)
+    assert torch.allclose(tokenizer.decode(after), decoded, atol=1e-4)
     for network, folded in zip(networks, names, strict=True):
         unfold_weight_norm(network, folded)
     assert set(tokenizer.state_dict()) == keys
-    assert torch.allclose(tokenizer.decode(tokenizer.encode(x)), decoded, atol=1e-5)
+    assert torch.allclose(tokenizer.decode(tokenizer.encode(x)), decoded, atol=1e-4)
+
+
+@torch.no_grad()
+def test_noise_of_the_decoder(golden):
+    """Given noise is added as published; a seed settles it, for each item alike."""
+    _, tokenizer, io, _ = golden
+    if "decoded_with_noise" not in io:
+        return
+    tokens = tokenizer.encode(wave(io))
+    noise = [io[key] for key in sorted(io) if key.startswith("noise.")]
+    assert [tuple(n.shape[1:]) for n in noise] == tokenizer.decoder.noise_shapes(tokens.grids[-1].shape[-1])
+    close(tokenizer.decoder(tokenizer.embed(tokens), noise), io["decoded_with_noise"])
+    assert torch.equal(tokenizer.decode(tokens, seed=3), tokenizer.decode(tokens, seed=3))
+    assert not torch.equal(tokenizer.decode(tokens, seed=3), tokenizer.decode(tokens, seed=4))
+
+
+def test_the_first_codebook_predicts_the_teacher(golden):
+    _, tokenizer, io, _ = golden
+    if "semantic_projection" not in io:
+        return
+    x = wave(io)
+    z = tokenizer.latents(x)
+    close(tokenizer.semantic(z, tokenizer.quantizer(z).grids), io["semantic_projection"])
+    out = tokenizer(Batch.of(x))
+    close(out.heads["semantic"], io["semantic_projection"])
+    out.heads["semantic"].sum().backward()
+    assert all(p.grad is not None for p in tokenizer.encoder.parameters())
+    assert all(p.grad is None for p in tokenizer.decoder.parameters())

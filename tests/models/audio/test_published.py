@@ -1,15 +1,22 @@
 """Published codecs built on the meta device: parameter counts, rates, lengths of codes."""
 
+import math
+
 import pytest
 import torch
 
 from mmtok.keep import Prefix
 from mmtok.models.audio.codec import WaveCodec
+from mmtok.models.audio.distilled import DistilledCodec
 from mmtok.models.audio.segmented import SegmentedCodec
+from mmtok.models.audio.snac import SNAC
+from mmtok.nn.dac import DACDecoder, DACEncoder
 from mmtok.nn.seanet import SEANetDecoder, SEANetEncoder
+from mmtok.quantizers.projected import Projected
 from mmtok.quantizers.residual import Residual
+from mmtok.quantizers.strided import StridedResidual
 from mmtok.quantizers.vq import VQ
-from mmtok.taildrop import ChoiceTail
+from mmtok.taildrop import ChoiceTail, PartialTail
 
 
 def residual(count, size, dim):
@@ -28,9 +35,58 @@ def encodec_48k():
     return SegmentedCodec(*networks, 48000, segment=48000, tail=tail)
 
 
+def speechtokenizer():
+    sizes = {"dim": 1024, "n_filters": 64, "causal": False}
+    encoder = SEANetEncoder(**sizes, bidirectional=True)
+    return DistilledCodec(encoder, residual(8, 1024, 1024), SEANetDecoder(**sizes), 16000, semantic_dim=768)
+
+
+def factorised(count, size, dim):
+    return [Projected(VQ(8, size, cosine=True, revival=0.0), dim) for _ in range(count)]
+
+
+def dac(strides, count, rate):
+    networks = DACEncoder(strides=strides, dim=1024), DACDecoder(strides=strides[::-1])
+    quantizer = Residual(factorised(count, 1024, 1024), through=True)
+    return WaveCodec(networks[0], quantizer, networks[1], rate, PartialTail(0.5, Prefix(1)))
+
+
+def dac_44k():
+    return dac([2, 4, 8, 8], 9, 44100)
+
+
+def dac_24k():
+    return dac([2, 4, 5, 8], 32, 24000)
+
+
+def dac_16k():
+    return dac([2, 4, 5, 8], 12, 16000)
+
+
+def snac(rate, width, decoder_width, strides, levels, window):
+    shared = {"depthwise": True, "window": window}
+    encoder = DACEncoder(width, strides, **shared)
+    decoder = DACDecoder(encoder.dim, decoder_width, strides[::-1], noise=True, output_padding=True, **shared)
+    return SNAC(encoder, StridedResidual(factorised(len(levels), 4096, encoder.dim), levels), decoder, rate, window)
+
+
+def snac_24k():
+    return snac(24000, 48, 1024, [2, 4, 8, 8], [4, 2, 1], None)
+
+
+def snac_44k():
+    return snac(44100, 64, 1536, [2, 3, 8, 8], [8, 4, 2, 1], 32)
+
+
 PUBLISHED = {  # builder: (million parameters, to this precision, Hz of frames, kbps)
     encodec_24k: (14.85, 0.005, 75, 24.0),
     encodec_48k: (14.85, 0.02, 150, 24.0),
+    speechtokenizer: (103.68, 0.005, 50, 4.0),
+    dac_44k: (76.62, 0.05, 44100 / 512, 7.752),
+    dac_24k: (74.71, 0.05, 75, 24.0),
+    dac_16k: (74.1, 0.08, 50, 6.0),
+    snac_24k: (19.84, 0.02, 24000 / 512, 0.984),
+    snac_44k: (54.5, 0.05, 44100 / 384, 2.584),
 }
 
 
@@ -42,8 +98,8 @@ def test_parameters_and_rates(build):
     count = sum(p.numel() for p in codec.parameters()) / 1e6
     assert abs(count - millions) <= precision, count
     spec = codec.spec
-    assert spec.kbps == pytest.approx(kbps) and spec.modality == "audio" and spec.rate == codec.sample_rate
+    assert spec.kbps == pytest.approx(kbps, abs=1e-3) and spec.modality == "audio" and spec.rate == codec.sample_rate
     assert codec.sample_rate / codec.hop == frames
+    count = codec.grid_shapes((codec.sample_rate,))[-1][1]
     extra = 2 if isinstance(codec, SegmentedCodec) else 0  # the overlap's last 10 ms are a segment of their own
-    frames = -(-frames // codec.frame_multiple) * codec.frame_multiple
-    assert codec.grid_shapes((codec.sample_rate,))[0][1] == frames + extra
+    assert count == math.ceil(math.ceil(frames) / codec.frame_multiple) * codec.frame_multiple + extra
