@@ -18,8 +18,9 @@ class BuildKernels(build_ext):
         try:
             super().build_extension(extension)
         except (CCompilerError, BaseError, OSError) as error:
-            print(f"NOTICE: mmtok is installed without its C++ kernels ({error}). Codebook searches will use the "
-                  "slower torch path. Install a C++17 compiler and install mmtok again to get them.")
+            print(error)
+            print("NOTICE: mmtok is installed without its C++ kernels: they did not compile, for the reason above. "
+                  "Codebook searches will use the slower torch path; with a C++17 compiler at hand, install again.")
 
 
 setup(

@@ -25,7 +25,7 @@ std::atomic<void*> kept[kKept];
 
 class Scratch {
  public:
-  explicit Scratch(size_t bytes) : bytes_(bytes <= kThreadScratch ? kThreadScratch : bytes) {
+  Scratch(size_t bytes, bool keep) : bytes_(keep && bytes <= kThreadScratch ? kThreadScratch : bytes) {
     for (int i = 0; i < kKept && !memory_ && bytes_ == kThreadScratch; i++) memory_ = kept[i].exchange(nullptr);
     if (!memory_ && posix_memalign(&memory_, 4096, bytes_) != 0) memory_ = nullptr;
     int64_t now = scratch_now += (int64_t)bytes_, peak = scratch_peak;
@@ -99,7 +99,7 @@ int run(const Isa* table, const Job& job, int64_t count, int threads) {
   std::atomic<int> failed{0};
   std::atomic<int64_t> next{0};
   parallel(threads, threads, [&](int64_t) {
-    Scratch scratch(plan.bytes);
+    Scratch scratch(plan.bytes, threads <= kKept);
     if (!scratch.get()) {
       failed = 1;
       return;
