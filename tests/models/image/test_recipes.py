@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "image"
 PUBLISHED = {
     "titok_l32_stage2": 641.1, "titok_b64_stage2": 204.8, "titok_s128_stage2": 83.7, "titok_bl128_vq8k": 390.2,
     "titok_sl256_vq8k": 330.3, "llamagen_vq16": 71.88, "llamagen_vq8": 70.11,
-    "var_vqvae": 108.95, "bsq_vit_18": 174.8,
+    "var_vqvae": 108.95, "bsq_vit_18": 174.8, "fqgan_dual_ds16": 150.4,
 }  # fmt: skip
 PARTS = {
     ("titok_l32_stage2", "pixels"): 30.7, ("vqgan_f16_1024", "encoder"): 29.3, ("vqgan_f16_1024", "decoder"): 42.45,
