@@ -21,7 +21,8 @@ from mmtok.quantizers.base import (
     keep_mask,
     to_vectors,
 )
-from mmtok.quantizers.processes import active, sample_rows, sum_over_processes
+from mmtok.quantizers.processes import active, sample_rows, sum_over_processes, world
+from mmtok.quantizers.reseed import CANDIDATES
 from mmtok.types import Quantized
 
 
@@ -67,14 +68,15 @@ def kmeans_of_batch(vectors: Tensor, size: int, steps: int) -> Tensor | None:
     Starts at random vectors of all ranks in turn; a cluster that stays empty restarts at another one. With fewer
     vectors than codes some repeat: the extra codes are dead and left to revival.
     """
-    start = sample_rows(vectors, size)
+    share = -(-size // world())  # the message stays near V x D for any number of processes
+    start = sample_rows(vectors, share)
     if not len(start):
         return None
     centroids = start[torch.arange(size, device=vectors.device) % len(start)].clone()
     for _ in range(steps):
         counts, sums = code_sums(vectors, nearest_code(vectors, centroids)[0], size)
         counts, sums = sum_over_processes(counts, sums)
-        centroids = _move(centroids, counts, sums, sample_rows(vectors, size))
+        centroids = _move(centroids, counts, sums, sample_rows(vectors, min(share, CANDIDATES)))
     return centroids
 
 

@@ -18,7 +18,7 @@ from mmtok.quantizers.base import (
     kept_positions,
     to_vectors,
 )
-from mmtok.quantizers.processes import active, all_finite
+from mmtok.quantizers.processes import all_finite, world
 from mmtok.types import Quantized
 
 
@@ -114,7 +114,7 @@ class LibraryQuantizer(Quantizer):
         return None
 
     def _check_processes(self) -> None:
-        if not active() or torch.distributed.get_world_size() == 1:
+        if world() == 1:
             return
         for module in self.module.modules():
             if getattr(module, "ema_update", False) and not getattr(module, "use_ddp", True):

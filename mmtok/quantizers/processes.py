@@ -15,6 +15,11 @@ def active() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if active() else 1
+
+
 def sum_over_processes(*tensors: Tensor) -> list[Tensor]:
     """The tensors, float32, summed over all processes in one message."""
     if not active():
@@ -41,13 +46,13 @@ def sample_rows(rows: Tensor, limit: int) -> Tensor:
     padded = rows.new_zeros(limit, rows.shape[1])
     padded[: len(picks)] = picks
     count = torch.tensor([len(picks)], device=rows.device)
-    parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(padded) for _ in range(world())]
     counts = [torch.empty_like(count) for _ in parts]
     dist.all_gather(parts, padded)
     dist.all_gather(counts, count)
+    held = torch.arange(limit, device=rows.device)[:, None] < torch.cat(counts)
     # ranks in turn, so that the first rows come from every rank's data
-    order = [(i, rank) for rank, n in enumerate(counts) for i in range(int(n))]
-    return torch.stack([parts[rank][i] for i, rank in sorted(order)]) if order else rows[:0]
+    return torch.stack(parts, 1)[held]
 
 
 def nearest_over_processes(distances: Tensor, rows: Tensor) -> Tensor:

@@ -100,15 +100,18 @@ class VQ(Quantizer):
         table = self.table()
         # looked up before the codebook learns from this batch: value and losses belong to the codes that were chosen
         quantized = F.embedding(codes, table)
-        losses = {"commit": masked_mean((vectors - quantized.detach()).square(), rows)}
+        step = quantized.detach() - vectors
+        losses = {"commit": masked_mean(step.square(), rows)}
         if self.ema_decay is None:
             losses["codebook"] = masked_mean((quantized - vectors.detach()).square(), rows)
         if self.entropy_temperature is not None:
-            losses |= assignment_entropies(self._logits(table, self.entropy_temperature), vectors, len(table), rows)
+            # a copy: the backward pass makes the logits again after the codebook has learned
+            logits = self._logits(table.clone(), self.entropy_temperature)
+            losses |= assignment_entropies(logits, vectors, len(table), rows)
         if self.training:
             self._learn(vectors.detach(), codes, rows)
         # in eval the value is the code itself, so that it equals decode() to the last bit
-        out = from_vectors(vectors + (quantized - vectors).detach() if self.training else quantized, z)
+        out = from_vectors(vectors + step.detach() if self.training else quantized, z)
         grid = codes.view(z.shape[0], 1, *z.shape[2:])
         if mask is not None:
             out, grid = out.masked_fill(~mask, 0), grid * mask
@@ -157,7 +160,7 @@ class VQ(Quantizer):
         if rows is not None:
             vectors, codes = vectors[rows], codes[rows]
         size = self.codebook.shape[0]
-        bad = (~torch.isfinite(vectors).all()).float()
+        bad = (~torch.isfinite(vectors.sum())).float()
         counts, sums, bad = sum_over_processes(*code_sums(vectors, codes, size), bad)
         # one bad vector would poison the running sums for good; depth drop may leave nothing
         if bool(bad) or not bool(counts.any()):

@@ -9,6 +9,7 @@ from vector_quantize_pytorch import FSQ as LibraryFSQ
 from vector_quantize_pytorch import SimVQ as LibrarySimVQ
 from vector_quantize_pytorch import VectorQuantize
 
+from mmtok.keep import Prefix
 from mmtok.quantizers.continuous import Gaussian, Identity
 from mmtok.quantizers.fsq import FSQ
 from mmtok.quantizers.ibq import IBQ
@@ -21,6 +22,9 @@ from mmtok.quantizers.shared_index import SharedIndexVQ
 from mmtok.quantizers.simvq import SimVQ
 from mmtok.quantizers.stochastic import StochasticVQ
 from mmtok.quantizers.vq import VQ
+from mmtok.taildrop import ChoiceTail, PartialTail, UniformTail
+from mmtok.tokenizer import Tokenizer
+from mmtok.types import Batch
 
 LEARNED = {
     "ema": lambda: VQ(8, 64, ema_decay=0.9, usage_decay=0.9),
@@ -159,6 +163,14 @@ def test_euclidean_ema_step_equals_the_public_library() -> None:
     torch.testing.assert_close(ours.codebook, theirs.codebook, rtol=1e-5, atol=1e-6)
 
 
+def test_library_codebooks_refuse_to_drift_apart(monkeypatch) -> None:
+    monkeypatch.setattr("mmtok.quantizers.library.world", lambda: 2)
+    quantizer = LibraryQuantizer("VectorQuantize", 6, [8], {"codebook_size": 8})
+    with pytest.raises(ValueError, match="not synchronised"):
+        quantizer.train()(torch.randn(2, 6, 4))
+    quantizer.eval()(torch.randn(2, 6, 4))
+
+
 def test_library_classes_keep_their_codes_and_values() -> None:
     z = torch.randn(2, 6, 40)
     quantizer = LibraryQuantizer("ResidualFSQ", 6, [240, 240], {"levels": [8, 6, 5], "num_quantizers": 2}).eval()
@@ -250,3 +262,33 @@ def test_gradient_moves_every_ibq_code_off_a_collapse() -> None:
         optimizer.step()
     seen = torch.cat([quantizer.eval()(F.normalize(z, dim=1)).grids[0].flatten() for z in mixture(10)]).unique()
     assert len(seen) > 0.5 * 64
+
+
+def test_a_tokenizer_runs_on_a_continuous_bottleneck() -> None:
+    class Decoder(torch.nn.Conv2d):
+        def forward(self, z, keep):
+            assert keep == ()
+            return super().forward(z)
+
+    tokenizer = Tokenizer(torch.nn.Conv2d(3, 8, 1), Gaussian(4), Decoder(4, 3, 1), (1, 1), (8, 8))
+    batch = Batch.of(torch.rand(2, 3, 8, 8))
+    recon = tokenizer.train()(batch)
+    assert recon.x.shape == (2, 3, 8, 8) and set(recon.losses) == {"kl"}
+    tokens = tokenizer.eval().encode(batch)
+    for use in (lambda: tokens.bits, lambda: tokens.bpp, lambda: tokenizer.decode(tokens)):
+        with pytest.raises(ValueError, match="continuous"):
+            use()
+
+
+def test_sampled_depths_of_a_tail_reach_the_residual() -> None:
+    torch.manual_seed(0)
+    quantizer = Residual([VQ(4, 8, revival=0) for _ in range(4)]).train()
+    for tail in (UniformTail(Prefix(1)), UniformTail(Prefix(1), per_batch=True), ChoiceTail([1, 3], Prefix(1)),
+                 PartialTail(0.5, Prefix(1))):  # fmt: skip
+        keep = tail.sample(quantizer.shapes((6,)), 8)
+        out = quantizer(torch.randn(8, 4, 6), keep)
+        depths = keep[0].expand(8, 4, 6).sum(1)[:, 0]
+        rows = torch.stack([sum(v[i] for v in quantizer.embeddings(out.grids)[: int(n)]) for i, n in enumerate(depths)])
+        assert tail.coding.symbols(keep, quantizer.shapes((6,)))[:, 0].tolist() == (depths - 1).tolist()
+        torch.testing.assert_close(out.z, rows)
+        assert not out.grids[0][~keep[0].expand(8, 4, 6)].any()
