@@ -74,7 +74,7 @@ def residual_vq(theirs: str, ours: str) -> list[Rule]:
     """Rules for the codebooks of EnCodec's family: `theirs` a pattern of one codebook, `ours` its template."""
     names = {"embed": "codebook", "embed_avg": "ema_sums", "cluster_size": "ema_counts"}
     rules = [Rule(rf"{theirs}\.{name}", f"{ours}.{own}") for name, own in names.items()]
-    return [*rules, Rule(rf"{theirs}\.inited", f"{ours}.initialized", _flag)]
+    return [*rules, Rule(rf"{theirs}\.inited", f"{ours}.initialized", flag)]
 
 
 def codebook(size: int, dim: int, kmeans_steps: int = 50) -> Config:
@@ -108,7 +108,8 @@ def codebook_sizes(state: dict[str, Tensor], pattern: str) -> tuple[int, int, in
     return len(found), *found[0].shape
 
 
-def _flag(value: Tensor) -> Tensor:
+def flag(value: Tensor) -> Tensor:
+    """[1] float -> a bool without axes."""
     return value.flatten()[0] > 0
 
 

@@ -139,14 +139,14 @@ class SameConvTranspose1d(Causal):
 
 
 class TimeGroupNorm(nn.GroupNorm):
-    """One group over channels and time, also of a single value, which torch's module refuses."""
+    """Groups of channels, normalized over time too; of a single value as well, which torch's module refuses."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(1, channels)
+    def __init__(self, channels: int, groups: int = 1, eps: float = 1e-5) -> None:
+        super().__init__(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C, T]."""
-        return torch.group_norm(x, 1, self.weight, self.bias, self.eps)
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _normed(conv: nn.Module, channels: int, norm: Norm) -> tuple[nn.Module, nn.Module]:

@@ -8,15 +8,18 @@ import torch
 from mmtok.keep import Prefix
 from mmtok.models.audio.codec import WaveCodec
 from mmtok.models.audio.distilled import DistilledCodec
+from mmtok.models.audio.mimi import MimiDecoder, MimiEncoder
 from mmtok.models.audio.segmented import SegmentedCodec
 from mmtok.models.audio.snac import SNAC
 from mmtok.nn.dac import DACDecoder, DACEncoder
 from mmtok.nn.seanet import SEANetDecoder, SEANetEncoder
+from mmtok.nn.vocos import VocosDecoder
 from mmtok.quantizers.projected import Projected
 from mmtok.quantizers.residual import Residual
+from mmtok.quantizers.split import SplitResidual
 from mmtok.quantizers.strided import StridedResidual
 from mmtok.quantizers.vq import VQ
-from mmtok.taildrop import ChoiceTail, PartialTail
+from mmtok.taildrop import ChoiceTail, PartialTail, UniformTail
 
 
 def residual(count, size, dim):
@@ -78,6 +81,28 @@ def snac_44k():
     return snac(44100, 64, 1536, [2, 3, 8, 8], [8, 4, 2, 1], 32)
 
 
+def wavtokenizer(ratios):
+    encoder = SEANetEncoder(dim=512, ratios=ratios, causal=False)
+    hop = encoder.stride
+    decoder = VocosDecoder(512, n_fft=4 * hop, hop=hop, conditions=4, position=True)
+    return WaveCodec(encoder, VQ(512, 4096, ema_decay=0.99), decoder, 24000, end="layers")
+
+
+def wavtokenizer_75():
+    return wavtokenizer([8, 5, 4, 2])
+
+
+def wavtokenizer_40():
+    return wavtokenizer([6, 5, 5, 4])
+
+
+def mimi():
+    rest = Residual([VQ(256, 2048, ema_decay=0.99) for _ in range(31)])
+    parts = (Projected(part, 512, weight_norm=False, bias=False) for part in (VQ(256, 2048, ema_decay=0.99), rest))
+    tail = UniformTail(Prefix(1), per_batch=True)
+    return WaveCodec(MimiEncoder(), SplitResidual(*parts), MimiDecoder(), 24000, tail)
+
+
 PUBLISHED = {  # builder: (million parameters, to this precision, Hz of frames, kbps)
     encodec_24k: (14.85, 0.005, 75, 24.0),
     encodec_48k: (14.85, 0.02, 150, 24.0),
@@ -85,6 +110,9 @@ PUBLISHED = {  # builder: (million parameters, to this precision, Hz of frames, 
     dac_44k: (76.62, 0.05, 44100 / 512, 7.752),
     dac_24k: (74.71, 0.05, 75, 24.0),
     dac_16k: (74.1, 0.08, 50, 6.0),
+    wavtokenizer_75: (80.56 - 8.80, 0.03, 75, 0.9),  # without the decoder that is saved, but never used
+    wavtokenizer_40: (80.9 - 8.80, 0.05, 40, 0.48),
+    mimi: (79.31, 0.01, 12.5, 4.4),
     snac_24k: (19.84, 0.02, 24000 / 512, 0.984),
     snac_44k: (54.5, 0.05, 44100 / 384, 2.584),
 }
