@@ -32,7 +32,7 @@ class FactorizedTokenizer(Tokenizer):
         self, encoder: BranchEncoder2d, quantizer: Product, decoder: ConvDecoder2d, features: list[FeatureHead],
         size: tuple[int, int] = (256, 256),
     ) -> None:
-        dims = [member.dim for member in quantizer.members]
+        dims: list[int] = [member.dim for member in quantizer.members]  # type: ignore[misc]
         if dims != encoder.code_dims:
             raise ValueError(f"tokenizer: encoder.code_dims {encoder.code_dims}, quantizer {dims}: make them equal")
         if len(features) != len(dims) - 1:

@@ -52,6 +52,13 @@ def test_parts_equal_the_published_number(name, part):
     assert agrees(millions(getattr(tokenizer(name), part)), PARTS[name, part])
 
 
+def test_karl_is_the_published_network_and_its_base_maskgit_vqgan():
+    model = tokenizer("karl_small_stage1")
+    assert agrees(millions(model) - millions(model.base), 216.4)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (model.base, tokenizer("maskgit_vqgan_f16"))]
+    assert shapes[0] == shapes[1]
+
+
 def test_bae_is_the_published_network_without_what_it_never_uses():
     """Published: encoder 30.35M, generator 35.17M, with 1x1 convolutions in every block and an idle head."""
     model = tokenizer("bae_16")
