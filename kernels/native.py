@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -44,11 +45,31 @@ def _load() -> None:
         ("sums", integer, [integer, integer, *rows, number, pointer, pointer, number, pointer, pointer]),
         ("gather", integer,
          [integer, integer, pointer, number, pointer, pointer, number, number, number, integer, ctypes.c_float]),
+        ("centres", None, [pointer, number, number, number, integer, pointer]),
+        ("use_openmp", None, [pointer]),
         ("multiply_add_peak", ctypes.c_double, [integer, integer, number]),
         ("scratch_peak", number, []),
     ):
         function = getattr(_library, f"mmtok_{name}")
         function.restype, function.argtypes = result, arguments
+    _library.mmtok_use_openmp(_openmp_entry())
+
+
+def _openmp_entry() -> int | None:
+    """Address of GOMP_parallel in the OpenMP library torch has loaded (GNU's, Intel's and LLVM's offer it)."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    files = sorted(set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps)))
+    # several libraries have several sets of threads: only torch's own is of use
+    files = [file for file in files if "/torch" in file] or files
+    if len(files) != 1:
+        return None
+    try:
+        return ctypes.cast(ctypes.CDLL(files[0]).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 @functools.cache
@@ -132,7 +153,9 @@ def _plain(x: Tensor) -> Tensor:
 
 def _centres(codebooks: Tensor) -> Tensor:
     """Means float32 [Q, D] of codebooks [Q, V, D]; the same shift for rows and codes, so rounding it is harmless."""
-    return codebooks.mean(1, dtype=torch.float32).contiguous()
+    centres = torch.empty(codebooks.shape[0], codebooks.shape[2])
+    _library.mmtok_centres(codebooks.data_ptr(), *codebooks.shape, DTYPES[codebooks.dtype], centres.data_ptr())
+    return centres
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, int, int]:

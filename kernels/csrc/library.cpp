@@ -1,6 +1,12 @@
 // The C interface called through ctypes, and the threads behind it. See native.py for the Python side.
-// Threads start for one call and end with it: nothing outlives a fork, and calls from many Python threads are independent.
+// Work runs on torch's own OpenMP threads when native.py finds their entry point: after a torch operator those threads
+// spin for milliseconds, and threads of ours would fight them for the cores. Otherwise, and in a forked child (whose
+// OpenMP threads are gone), threads start for one call and end with it. Calls from many Python threads are independent.
 #include <stdlib.h>
+#include <string.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -48,6 +54,10 @@ class Scratch {
   void* memory_ = nullptr;
 };
 
+// GOMP_parallel(function, data, threads, flags) of the OpenMP library torch uses
+using OpenmpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+std::atomic<OpenmpParallel> openmp_parallel{nullptr};
+
 // body(i) for i in 0..count-1; each of `threads` threads takes the next i until none is left
 template <class Body>
 void parallel(int threads, int64_t count, const Body& body) {
@@ -55,9 +65,13 @@ void parallel(int threads, int64_t count, const Body& body) {
   auto loop = [&] {
     for (int64_t i; (i = next++) < count;) body(i);
   };
+  if (threads > count) threads = (int)count;
+  if (threads <= 1) return loop();
+  if (OpenmpParallel team = openmp_parallel)
+    return team([](void* data) { (*(decltype(loop)*)data)(); }, &loop, (unsigned)threads, 0);
   std::vector<std::thread> others;
   try {
-    for (int t = 1; t < threads && t < count; t++) others.emplace_back(loop);
+    for (int t = 1; t < threads; t++) others.emplace_back(loop);
   } catch (...) {
     // no more threads to be had: those that run share the work
   }
@@ -119,6 +133,35 @@ bool outside(const int64_t* codes, const uint8_t* mask, int64_t count, int64_t s
 }  // namespace
 
 extern "C" {
+
+// null: threads of our own
+void mmtok_use_openmp(void* parallel_entry) {
+  openmp_parallel = (OpenmpParallel)parallel_entry;
+#if defined(__unix__) || defined(__APPLE__)
+  static std::atomic<bool> watched{false};
+  if (!watched.exchange(true)) pthread_atfork(nullptr, nullptr, [] { openmp_parallel = nullptr; });
+#endif
+}
+
+// means [Q, D] of codebooks [Q, V, D]; not torch's mean, whose threads would still spin when the search begins
+void mmtok_centres(const void* books, int64_t quantizers, int64_t size, int64_t dim, int dtype, float* out) {
+  std::vector<double> sum(dim);
+  for (int64_t q = 0; q < quantizers; q++) {
+    for (double& value : sum) value = 0;
+    for (int64_t v = q * size; v < (q + 1) * size; v++)
+      for (int64_t d = 0; d < dim; d++) {
+        float value;
+        if (dtype == kFloat32) {
+          value = ((const float*)books)[v * dim + d];
+        } else {
+          const uint32_t word = (uint32_t)((const uint16_t*)books)[v * dim + d] << 16;
+          memcpy(&value, &word, 4);
+        }
+        sum[d] += value;
+      }
+    for (int64_t d = 0; d < dim; d++) out[q * dim + d] = (float)(sum[d] / (double)size);
+  }
+}
 
 const char* mmtok_path(int path) {
   const Isa* table = isa(path);

@@ -1,6 +1,9 @@
 """The operators inside torch: compile, autocast, meta tensors, threads, memory."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -92,3 +95,32 @@ def test_scratch_memory_is_bounded(threads, n, v, d):
             nearest_code(x[:100], book, 20)
             residual_encode(x, book[None])
         assert 0 < native.scratch_peak() <= 8 << 20
+
+
+@pytest.mark.parametrize("path", native.paths())
+def test_own_threads_serve_where_torchs_are_not_found(path):
+    torch.manual_seed(0)
+    x, book = torch.randn(4000, 8), torch.randn(3000, 8)
+    with forced(path):
+        wanted = nearest_code(x, book)[0]
+        native._library.mmtok_use_openmp(None)
+        try:
+            assert torch.equal(nearest_code(x, book)[0], wanted)
+        finally:
+            native._library.mmtok_use_openmp(native._openmp_entry())
+
+
+def test_a_forked_child_can_search():
+    torch.manual_seed(0)
+    x, book = torch.randn(4000, 8), torch.randn(3000, 8)
+    wanted = nearest_code(x, book)[0]
+    child = os.fork()
+    if not child:  # torch itself must not use threads here; the search brings its own
+        os._exit(0 if torch.equal(nearest_code(x, book)[0], wanted) else 1)
+    deadline = time.monotonic() + 20
+    while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if not done[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done == (child, 0)
