@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmtok.keep import GridPrefix
+from mmtok.keep import FlatPrefix, GridPrefix
 from mmtok.quantizers.lookup_free import LFQ
 from mmtok.quantizers.projected import Projected
 from mmtok.quantizers.scales import ScaleResidual, SharedPhi
@@ -120,3 +120,17 @@ def test_bad_scales_name_their_key() -> None:
             ScaleResidual(VQ(4, 8), scales)
     with pytest.raises(ValueError, match="phi"):
         SharedPhi(4, 0)
+
+
+def test_a_prefix_may_end_inside_a_scale() -> None:
+    quantizer = make().eval()
+    z = torch.randn(2, 5, 4, 4)
+    shapes = quantizer.shapes((4, 4))
+    full = quantizer(z)
+    for length in (1, 3, 5, 12, 21):
+        keep = FlatPrefix().masks(torch.full((2, 1), length - 1), shapes)
+        out = quantizer(z, keep)
+        assert torch.equal(quantizer.decode(out.grids, keep), out.z)
+        sent = torch.cat([grid.flatten(1) for grid in out.grids], 1)
+        first = torch.cat([grid.flatten(1) for grid in full.grids], 1)[:, : 1 if length < 5 else 5]
+        assert torch.equal(sent[:, : first.shape[1]], first) and not sent[:, length:].any()
