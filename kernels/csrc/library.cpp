@@ -20,13 +20,13 @@ using namespace mmtok;
 namespace {
 
 constexpr size_t kScratch = 7 << 20;        // bytes for all threads of a call together; the promise is 8 MiB
-constexpr size_t kThreadScratch = 1 << 20;  // more only costs cache misses
+constexpr size_t kThreadScratch = 2 << 20;  // more only costs cache misses
 constexpr double kThreadWork = 4e6;         // multiply-adds worth starting a thread for (about 30 microseconds)
 
 std::atomic<int64_t> scratch_now{0}, scratch_peak{0};
 
 // a few blocks stay allocated between calls: fresh pages cost more than a small search
-constexpr int kKept = 4;
+constexpr int kKept = 3;
 std::atomic<void*> kept[kKept];
 
 class Scratch {
