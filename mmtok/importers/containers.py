@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-WEIGHTS = ("model.safetensors", "weights.safetensors", "pytorch_model.bin", "last.ckpt")
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "weights.safetensors", "pytorch_model.bin", "last.ckpt")
 CONFIGS = ("config.json", "model.yaml", "config.yaml")
 NESTED = ("state_dict", "model", "ema")
 
@@ -67,6 +67,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
+    if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
+        # one state dict a network (BigCodec): their names become prefixes
+        content = {f"{name}.{key}": value for name, part in content.items() for key, value in part.items()}
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: holds no flat state dict, neither at its top nor under {', '.join(NESTED)}")
     return content

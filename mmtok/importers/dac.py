@@ -94,22 +94,23 @@ def factorised_rules(theirs: str, ours: str) -> list[Rule]:
     """Rules for one factorised codebook; its 1x1 convolutions become linear layers."""
     projections = weight_normed(rf"{theirs}\.(?P<way>in|out)_proj", rf"{ours}.project_\g<way>")
     return [
-        Rule(rf"{theirs}\.codebook\.weight", f"{ours}.quantizer.codebook"),
+        Rule(rf"{theirs}\._?codebook\.weight", f"{ours}.quantizer.codebook"),
         *(Rule(rule.pattern, rule.to, _matrix) for rule in projections),
     ]
 
 
-def package_rules() -> list[Rule]:
-    """The package nests `block` where we nest `layers`."""
-    side, unit = r"(?P<side>encoder|decoder)\.(?:block|model)", r"\g<side>.layers.\g<i>"
+def package_rules(side: str = r"(?P<side>encoder|decoder)\.(?:block|model)", ours: str = r"\g<side>") -> list[Rule]:
+    """The package nests `block` where we nest `layers`; `side` is a pattern, `ours` the template of our network."""
+    unit = rf"{ours}.layers.\g<i>"
     at = {
         rf"{side}\.(?P<i>\d+)": unit,
         rf"{side}\.(?P<i>\d+)\.block\.(?P<j>\d+)": rf"{unit}.layers.\g<j>",
         rf"{side}\.(?P<i>\d+)\.block\.(?P<j>\d+)\.block\.(?P<k>\d+)": rf"{unit}.layers.\g<j>.layers.\g<k>",
     }
     rules: list[Rule] = []
-    for theirs, ours in at.items():
-        rules += [*weight_normed(theirs, ours), Rule(rf"{theirs}\.alpha", f"{ours}.alpha")]
+    for theirs, own in at.items():
+        act = rf"{theirs}\.(?P<leaf>(?:act\.)?(?:alpha|beta))"
+        rules += [*weight_normed(theirs, own), Rule(act, rf"{own}.\g<leaf>")]
     return rules
 
 

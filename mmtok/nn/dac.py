@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmtok.nn.snake import Snake
+from mmtok.nn.seanet import ResidualLSTM
+from mmtok.nn.snake import AliasFree, Snake, SnakeBeta
 from mmtok.nn.weight_norm import weight_norm
 from mmtok.nn.window_attention import WindowAttention
 
@@ -27,6 +28,8 @@ class DACEncoder(nn.Module):
     dim        D; None: the last stage's width
     depthwise  wide kernels act per channel, and the last convolution is a depthwise one without activation (SNAC)
     window     of the attention before the last convolution, None for none (SNAC 32 and 44 kHz)
+    alias_free SnakeBeta between low-pass filters in place of Snake (BigCodec)
+    lstm       LSTM layers behind the last stage, 0 for none (BigCodec)
     normed     weight normalization; False for weights that were published folded
     """
 
@@ -34,22 +37,24 @@ class DACEncoder(nn.Module):
 
     def __init__(
         self, width: int = 64, strides: list[int] | None = None, dim: int | None = None, depthwise: bool = False,
-        window: int | None = None, normed: bool = True,
+        window: int | None = None, alias_free: bool = False, lstm: int = 0, normed: bool = True,
     ) -> None:
         super().__init__()
         strides = [2, 4, 8, 8] if strides is None else strides
         self.stride = math.prod(strides)
         layers: list[nn.Module] = [_conv(1, width, 7, normed=normed)]
         for stride in strides:
-            layers.append(DownStage(width, stride, depthwise, normed))
+            layers.append(DownStage(width, stride, depthwise, alias_free, normed))
             width *= 2
+        if lstm:
+            layers.append(ResidualLSTM(width, lstm))
         if window is not None:
             layers.append(WindowAttention(width, window))
         self.dim = width if dim is None else dim
         if depthwise:
             layers.append(_conv(width, self.dim, 7, groups=width, normed=normed))
         else:
-            layers += [Snake(width), _conv(width, self.dim, 3, normed=normed)]
+            layers += [_activation(width, alias_free), _conv(width, self.dim, 3, normed=normed)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +68,7 @@ class DACDecoder(nn.Module):
     output_padding  odd strides give whole strides of samples; without it each loses one sample, as DAC's do
     tanh            bounds the samples; X-Codec's do without
     noise           each stage adds noise scaled by a 1x1 convolution of its signal (SNAC)
-    depthwise, window, normed: see the encoder
+    depthwise, window, alias_free, lstm (before the first stage), normed: see the encoder
     """
 
     channels = 1
@@ -71,7 +76,7 @@ class DACDecoder(nn.Module):
     def __init__(
         self, dim: int = 1024, width: int = 1536, strides: list[int] | None = None, depthwise: bool = False,
         window: int | None = None, noise: bool = False, output_padding: bool = False, tanh: bool = True,
-        normed: bool = True,
+        alias_free: bool = False, lstm: int = 0, normed: bool = True,
     ) -> None:
         super().__init__()
         strides = [8, 8, 4, 2] if strides is None else strides
@@ -85,10 +90,12 @@ class DACDecoder(nn.Module):
             layers = [_conv(dim, width, 7, normed=normed)]
         if window is not None:
             layers.append(WindowAttention(width, window))
+        if lstm:
+            layers.append(ResidualLSTM(width, lstm))
         for stride in strides:
-            layers.append(UpStage(width, stride, depthwise, noise, output_padding, normed))
+            layers.append(UpStage(width, stride, depthwise, noise, output_padding, alias_free, normed))
             width //= 2
-        self.layers = nn.ModuleList([*layers, Snake(width), _conv(width, 1, 7, normed=normed)])
+        self.layers = nn.ModuleList([*layers, _activation(width, alias_free), _conv(width, 1, 7, normed=normed)])
         self.bound = nn.Tanh() if tanh else nn.Identity()
 
     def forward(self, z: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
@@ -106,12 +113,14 @@ class DACDecoder(nn.Module):
 class ResidualUnit(nn.Module):
     """x + conv1(snake(conv7_dilated(snake(x))))."""
 
-    def __init__(self, width: int, dilation: int, depthwise: bool, normed: bool) -> None:
+    def __init__(self, width: int, dilation: int, depthwise: bool, alias_free: bool, normed: bool) -> None:
         super().__init__()
         groups = width if depthwise else 1
         self.layers = nn.Sequential(
-            Snake(width), _conv(width, width, 7, dilation=dilation, groups=groups, normed=normed),
-            Snake(width), _conv(width, width, 1, normed=normed),
+            _activation(width, alias_free),
+            _conv(width, width, 7, dilation=dilation, groups=groups, normed=normed),
+            _activation(width, alias_free),
+            _conv(width, width, 1, normed=normed),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,12 +131,12 @@ class ResidualUnit(nn.Module):
 class DownStage(nn.Module):
     """Three residual units, Snake, a convolution of twice the stride that doubles the width."""
 
-    def __init__(self, width: int, stride: int, depthwise: bool, normed: bool) -> None:
+    def __init__(self, width: int, stride: int, depthwise: bool, alias_free: bool, normed: bool) -> None:
         super().__init__()
         down = nn.Conv1d(width, 2 * width, 2 * stride, stride, padding=math.ceil(stride / 2))
         self.layers = nn.Sequential(
-            *(ResidualUnit(width, dilation, depthwise, normed) for dilation in DILATIONS),
-            Snake(width), weight_norm(down) if normed else down,
+            *(ResidualUnit(width, dilation, depthwise, alias_free, normed) for dilation in DILATIONS),
+            _activation(width, alias_free), weight_norm(down) if normed else down,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +148,8 @@ class UpStage(nn.Module):
     """Snake, a transposed convolution that halves the width, noise where it is asked for, three residual units."""
 
     def __init__(
-        self, width: int, stride: int, depthwise: bool, noise: bool, output_padding: bool, normed: bool
+        self, width: int, stride: int, depthwise: bool, noise: bool, output_padding: bool, alias_free: bool,
+        normed: bool,
     ) -> None:
         super().__init__()
         up = nn.ConvTranspose1d(
@@ -148,9 +158,9 @@ class UpStage(nn.Module):
         )
         width //= 2
         self.layers = nn.ModuleList([
-            Snake(2 * width), weight_norm(up) if normed else up,
+            _activation(2 * width, alias_free), weight_norm(up) if normed else up,
             *([NoiseBlock(width)] if noise else []),
-            *(ResidualUnit(width, dilation, depthwise, normed) for dilation in DILATIONS),
+            *(ResidualUnit(width, dilation, depthwise, alias_free, normed) for dilation in DILATIONS),
         ])
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -176,6 +186,10 @@ def seeded_noise(shapes: list[tuple[int, int]], batch: int, seed: int, device: t
     """Normal noise [B, 1, T_i] that depends on the seed alone, not on the batch an item is in."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator).to(device).expand(batch, -1, -1) for shape in shapes]
+
+
+def _activation(width: int, alias_free: bool) -> nn.Module:
+    return AliasFree(SnakeBeta(width)) if alias_free else Snake(width)
 
 
 def _conv(

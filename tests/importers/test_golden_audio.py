@@ -253,3 +253,13 @@ def test_inside_the_fourier_decoder(golden):
     close(decoder.position(decoder.embed(z)), io["posnet"])
     close(decoder.features(z), io["backbone_row0"].transpose(1, 2))
     close(decoder(z, row=2)[:, 0], io["decoded_row2"])
+
+
+@torch.no_grad()
+def test_the_first_alias_free_activation(golden):
+    _, tokenizer, io, converted = golden
+    if "first_activation" not in io:
+        return
+    stem, stage = tokenizer.encoder.layers[:2]
+    close(stage.layers[0].layers[0](stem(wave(io))), io["first_activation"])
+    assert sum(reason.startswith("computed: Kaiser") for reason in converted.dropped.values()) > 4

@@ -1,8 +1,14 @@
 """Fourier head and Vocos decoder: against torch's inverse transform, in pieces, clipped, without look-ahead."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mmtok.importers.keymap import apply
+from mmtok.importers.wavtokenizer import VOCOS, vocos_sizes
 from mmtok.nn.istft import ISTFTHead
 from mmtok.nn.stream import Stream
 from mmtok.nn.streaming_transformer import BLOCK, StreamingTransformer
@@ -96,3 +102,35 @@ def test_the_transformer_in_blocks_and_pieces():
     stream = Stream()
     model(x, stream)
     assert all(keys.shape[2] == 6 for keys, _, _ in stream.memory.values())  # bounded, whatever was heard
+
+
+def published(name):
+    """(config, io, VocosDecoder with the published weights) of a golden folder."""
+    folder = Path(__file__).parents[1] / "golden/audio" / name
+    config = json.loads((folder / "config.json").read_text())
+    state, io = load_file(folder / "weights.safetensors"), load_file(folder / "io.safetensors")
+    network = {key: value for key, value in state.items() if not key.startswith("feature_extractor.")}
+    padding = config.get("head_padding", config.get("padding"))
+    decoder = VocosDecoder(**vocos_sizes(network), hop=config["hop_length"], padding=padding).eval()
+    mapped = apply(network, VOCOS).state
+    decoder.load_state_dict({key.removeprefix("decoder."): value for key, value in mapped.items()})
+    return config, io, decoder, state
+
+
+@torch.no_grad()
+def test_the_published_vocoder_of_mel_spectrograms():
+    _, io, decoder, _ = published("vocos_mel")
+    torch.testing.assert_close(decoder.features(io["mel"]), io["backbone"].transpose(1, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoder(io["mel"])[:, 0], io["decoded"], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_the_published_vocoder_of_encodec_codes():
+    """One row of the adaptive norms a bandwidth; features are sums of codebook rows."""
+    config, io, decoder, state = published("vocos_encodec")
+    tables = state["feature_extractor.codebook_weights"].unflatten(0, (-1, config["codebook_size"]))
+    for row, count in enumerate(config["num_codebooks_per_bandwidth"]):
+        codes = io[f"bandwidth{row}.codes"]
+        assert codes.shape[1] == count
+        z = sum(tables[k][codes[:, k]] for k in range(count)).transpose(1, 2)
+        torch.testing.assert_close(decoder(z, row=row)[:, 0], io[f"bandwidth{row}.decoded"], atol=1e-4, rtol=0)

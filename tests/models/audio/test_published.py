@@ -103,6 +103,13 @@ def mimi():
     return WaveCodec(MimiEncoder(), SplitResidual(*parts), MimiDecoder(), 24000, tail)
 
 
+def bigcodec():
+    shared = {"dim": 1024, "alias_free": True, "lstm": 2}
+    encoder = DACEncoder(48, [2, 2, 2, 5, 5], **shared)
+    decoder = DACDecoder(width=1536, strides=[5, 5, 2, 2, 2], output_padding=True, **shared)
+    return WaveCodec(encoder, factorised(1, 8192, 1024)[0], decoder, 16000)
+
+
 PUBLISHED = {  # builder: (million parameters, to this precision, Hz of frames, kbps)
     encodec_24k: (14.85, 0.005, 75, 24.0),
     encodec_48k: (14.85, 0.02, 150, 24.0),
@@ -113,6 +120,7 @@ PUBLISHED = {  # builder: (million parameters, to this precision, Hz of frames, 
     wavtokenizer_75: (80.56 - 8.80, 0.03, 75, 0.9),  # without the decoder that is saved, but never used
     wavtokenizer_40: (80.9 - 8.80, 0.05, 40, 0.48),
     mimi: (79.31, 0.01, 12.5, 4.4),
+    bigcodec: (159, 0.6, 80, 1.04),
     snac_24k: (19.84, 0.02, 24000 / 512, 0.984),
     snac_44k: (54.5, 0.05, 44100 / 384, 2.584),
 }
