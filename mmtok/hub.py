@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmtok.quantizers.base import Quantizer
 from mmtok.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -41,25 +42,34 @@ def load(
     tables = {key: state.pop(key) for key in list(state) if key.startswith("tables.")}
     wanted = tokenizer.state_dict()
     # half-precision storage is a matter of the file; the model computes in its own dtype
-    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    optional = _training_state(tokenizer)
+    absent = {key for key in optional if key not in state}
+    missing, unknown = sorted(set(wanted) - set(state) - absent), sorted(set(state) - set(wanted))
     file = folder / WEIGHTS
     if missing or unknown:
         raise ValueError(f"{file}: keys missing {missing[:5]}, unknown {unknown[:5]}: not the weights of {CONFIG}")
-    for key, value in wanted.items():
-        if value.shape != state[key].shape:
-            raise ValueError(f"{file}: {key} is {list(state[key].shape)}, {CONFIG} asks for {list(value.shape)}")
-    tokenizer.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
+    for key, value in state.items():
+        if value.shape != wanted[key].shape:
+            raise ValueError(f"{file}: {key} is {list(value.shape)}, {CONFIG} asks for {list(wanted[key].shape)}")
+    tokenizer.load_state_dict(
+        {key: state[key].to(value.dtype) if key in state else value for key, value in wanted.items()}
+    )
+    for quantizer in {optional[key] for key in absent}:
+        quantizer.restart_training_state()
     if tables:
         tokenizer.tables = tuple(tables[f"tables.{i}"] for i in range(len(tables)))
     tokenizer.tokenizer_id = config["tokenizer_id"]
     return tokenizer.to(device).eval()
 
 
-def save(tokenizer: Tokenizer, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
+def save(
+    tokenizer: Tokenizer, folder: str | os.PathLike[str], dtype: torch.dtype | None = None, training_state: bool = True
+) -> Path:
     """Writes config and weights into a new or matching folder and gives the tokenizer its id.
 
-    dtype: stores floating-point weights in this type (torch.float16 halves the file); the live weights are rounded to
-    it too, so that what is in memory makes the same codes as what is loaded.
+    dtype           stores floating-point weights in this type (torch.float16 halves the file); the live weights are
+                    rounded to it too, so that what is in memory makes the same codes as what is loaded
+    training_state  also what only training reads (running sums of codebooks); without it, training starts them anew
     """
     if tokenizer.config is None:
         raise ValueError("save: tokenizer.config is not set; build it with mmtok.hub.build(config), or train it")
@@ -72,6 +82,8 @@ def save(tokenizer: Tokenizer, folder: str | os.PathLike[str], dtype: torch.dtyp
     state = {key: value.detach().to("cpu").contiguous() for key, value in tokenizer.state_dict().items()}
     if dtype is not None:
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    if not training_state:
+        state = {key: value for key, value in state.items() if key not in _training_state(tokenizer)}
     tokenizer.tokenizer_id = fingerprint(state)
     if tokenizer.tables is not None:
         state |= {f"tables.{i}": table.to("cpu", torch.int32) for i, table in enumerate(tokenizer.tables)}
@@ -160,6 +172,15 @@ def fingerprint(state: dict[str, Tensor]) -> str:
         digest.update(f"{key}{list(state[key].shape)}{state[key].dtype}".encode())
         digest.update(state[key].contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:8]
+
+
+def _training_state(tokenizer: Tokenizer) -> dict[str, Quantizer]:
+    """Key of each buffer that only training reads -> its quantizer."""
+    return {
+        f"{name}.{key}": module
+        for name, module in tokenizer.named_modules() if isinstance(module, Quantizer)
+        for key in module.training_state if hasattr(module, key)
+    }  # fmt: skip
 
 
 def _checkpoints() -> Path:

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from mmtok import load
+from mmtok import Batch, load
 from mmtok.hub import build, fingerprint, save
 
 TRUST = ("mmtok", "toys")
@@ -50,6 +50,19 @@ def test_entropy_tables_travel_with_the_weights(tmp_path) -> None:
     assert torch.equal(again.tables[0], model.tables[0])
     x = torch.rand(1, 3, 8, 8)
     assert torch.equal(again.encode(x).tables[0], model.tables[0])
+
+
+def test_files_for_use_leave_out_what_only_training_reads(tmp_path) -> None:
+    model = build(CONFIG, TRUST).train()
+    x = torch.rand(4, 3, 8, 8) * 2 - 1
+    for _ in range(3):
+        model(Batch.of(x))
+    folder = save(model.eval(), tmp_path / "slim", training_state=False)
+    assert not {key for key in load_file(folder / "model.safetensors") if "ema" in key or "usage" in key}
+    again = load(folder, modules=TRUST)
+    assert torch.equal(again.encode(x).codes, model.encode(x).codes)
+    assert torch.equal(again.quantizer.ema_sums, again.quantizer.codebook)
+    assert (again.quantizer.usage * 16 == 1).all()
 
 
 def test_other_weights_have_another_id(tmp_path) -> None:

@@ -30,9 +30,13 @@ class Quantizer(nn.Module):
     and codebook statistics. In eval mode `decode(out.grids, keep)` equals `out.z`: nothing leaks around the codes.
     """
 
+    training_state: tuple[str, ...] = ()  # buffers that only training reads; files for use leave them out
     dim: int
     codebook_sizes: tuple[tuple[int, ...], ...]
     value_gradient = False  # whether the reconstruction trains parameters of this quantizer through `z`
+
+    def restart_training_state(self) -> None:
+        """Sets the `training_state` of a model that was loaded without it, so that training can go on."""
 
     def shapes(self, positions: tuple[int, ...]) -> Shapes:
         """(K, *S) of every grid for latents with these positions."""

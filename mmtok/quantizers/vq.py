@@ -54,6 +54,8 @@ class VQ(Quantizer):
     ema_sums: Tensor
     ema_counts: Tensor
 
+    training_state = ("ema_sums", "ema_counts", "usage")
+
     def __init__(
         self, dim: int, codebook_size: int, l2_norm: bool = False, ema_decay: float | None = None,
         revival: float = 0.05, usage_decay: float = 0.99, cosine: bool = False, ema_smoothing: float = 0.0,
@@ -89,6 +91,14 @@ class VQ(Quantizer):
         self.register_buffer("usage", torch.full((codebook_size,), 0.0 if cvq else 1.2 * revival / codebook_size))
         if kmeans_steps:
             self.register_buffer("initialized", torch.tensor(False))
+
+    def restart_training_state(self) -> None:
+        """Every code alive, and the running means at the codes themselves."""
+        size = self.codebook_sizes[0][0]
+        self.usage.fill_(1.0 / size)
+        if self.ema_decay is not None:
+            self.ema_sums.copy_(self.codebook)
+            self.ema_counts.fill_(1.0)
 
     @full_precision
     def forward(self, z: Tensor, keep: tuple[Tensor, ...] | None = None) -> Quantized:
