@@ -10,6 +10,7 @@ import functools
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 NAMES = ("avx512", "avx2", "portable")  # the numbers csrc/library.cpp gives the paths
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
-_library: ctypes.CDLL | None = None
+_library: Any = None  # the loaded ctypes.CDLL
 problem: str | None = None  # why the library can't be used
 _selected = 2
 
@@ -137,13 +138,11 @@ def code_sums(x: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> tuple
 
 def multiply_add_peak(path: str, threads: int, rounds: int) -> float:
     """Floating-point operations a second that independent multiply-adds reach."""
-    assert _library is not None
     return _library.mmtok_multiply_add_peak(NAMES.index(path), threads, rounds)
 
 
 def scratch_peak() -> int:
     """The most bytes of scratch memory held at once since the last call."""
-    assert _library is not None
     return _library.mmtok_scratch_peak()
 
 
