@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "weights.safetensors", "pytorch_model.bin", "last.ckpt")
+WEIGHTS = (
+    "model.safetensors", "diffusion_pytorch_model.safetensors", "weights.safetensors", "pytorch_model.bin", "last.ckpt",
+)  # fmt: skip
 CONFIGS = ("config.json", "model.yaml", "config.yaml")
 NESTED = ("state_dict", "model", "ema")
 

@@ -28,7 +28,7 @@ class ViTTokenizer(Tokenizer):
         tail: TailDrop | None = None, unit_range: bool = False,
     ) -> None:
         if encoder.patch != decoder.patch:
-            raise ValueError(f"tokenizer: encoder.patch {encoder.patch}, decoder.patch {decoder.patch}: make them equal")
+            raise ValueError(f"tokenizer: encoder.patch {encoder.patch}, decoder.patch {decoder.patch}: make equal")
         if not encoder.dim == decoder.dim == quantizer.dim:
             raise ValueError(
                 f"tokenizer: encoder.dim {encoder.dim}, quantizer {quantizer.dim}, decoder.dim {decoder.dim}:"

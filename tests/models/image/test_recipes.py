@@ -59,6 +59,21 @@ def test_karl_is_the_published_network_and_its_base_maskgit_vqgan():
     assert shapes[0] == shapes[1]
 
 
+def test_flextok_has_the_trunks_that_were_counted_on_the_reference():
+    """Within 0.1 %: which small parts a released model adds to its transformers is not known."""
+
+    def size(module):  # the fixed positions are parameters there
+        return pytest.approx(millions(module) + module.positions.numel() / 1e6, rel=1e-3)
+
+    counted = {
+        "flextok_d12_d12": (85.4, 172.5), "flextok_d18_d18": (287.3, 578.6), "flextok_d18_d28": (287.3, 2169.7),
+    }  # fmt: skip
+    for name, (encoder, decoder) in counted.items():
+        model = tokenizer(name)
+        assert (encoder, decoder) == (size(model.encoder), size(model.decoder)), name
+        assert (model.spec.tokens, model.spec.codebook_sizes) == (256, ((64000,),))
+
+
 def test_bae_is_the_published_network_without_what_it_never_uses():
     """Published: encoder 30.35M, generator 35.17M, with 1x1 convolutions in every block and an idle head."""
     model = tokenizer("bae_16")
