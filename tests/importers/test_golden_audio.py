@@ -3,6 +3,8 @@
 The folders under tests/golden/audio are small; MMTOK_GOLDEN names a folder whose audio/ holds larger ones.
 """
 
+import copy
+import functools
 import importlib
 import json
 import os
@@ -25,8 +27,9 @@ FAMILY = {system: family for family in FAMILIES for system in family.SYSTEMS}
 FOLDERS = [folder for root in ROOTS for folder in sorted((root / "audio").glob("*/")) if folder.name in FAMILY]
 
 
+@functools.cache
 def load(folder):
-    """(published config, tokenizer, io, Converted)."""
+    """(published config, tokenizer, io, Converted); building takes longer than most tests."""
     published = json.loads((folder / "config.json").read_text())
     state, io = load_file(folder / "weights.safetensors"), load_file(folder / "io.safetensors")
     family = FAMILY[folder.name]
@@ -36,7 +39,8 @@ def load(folder):
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: f"{folder.parents[1].name}-{folder.name}")
 def golden(request):
-    return load(request.param)
+    published, tokenizer, io, converted = load(request.param)
+    return published, copy.deepcopy(tokenizer), dict(io), converted
 
 
 def close(actual, expected):
@@ -263,3 +267,63 @@ def test_the_first_alias_free_activation(golden):
     stem, stage = tokenizer.encoder.layers[:2]
     close(stage.layers[0].layers[0](stem(wave(io))), io["first_activation"])
     assert sum(reason.startswith("computed: Kaiser") for reason in converted.dropped.values()) > 4
+
+
+def relative(actual, expected, bound=1e-4):
+    """Within `bound` of the largest expected value."""
+    assert actual.shape == expected.shape
+    assert float((actual - expected).detach().abs().max()) <= bound * float(expected.abs().max())
+
+
+def test_a_training_step_of_running_mean_codebooks(golden):
+    """Values, commitment, its gradient and the codebooks after one step (EnCodec; Mimi's acoustic chain)."""
+    _, tokenizer, io, _ = golden
+    if "train.input" not in io:
+        return
+    quantizer = tokenizer.quantizer.rest if hasattr(tokenizer.quantizer, "rest") else tokenizer.quantizer
+    chain = getattr(quantizer, "quantizer", quantizer)
+    quantizer.train()
+    z = io["train.input"].clone().requires_grad_()
+    out = quantizer(z)
+    close(out.z, io["train.quantized"])
+    assert torch.equal(out.grids[0], io["train.codes"])
+    relative(out.losses["commit"], io["train.penalty"])
+    (gradient,) = torch.autograd.grad(out.losses["commit"], z, retain_graph=True)
+    relative(gradient, io["train.penalty_grad"])
+    if "train.probe" in io:
+        (gradient,) = torch.autograd.grad((out.z * io["train.probe"]).sum(), z)
+        relative(gradient, io["train.probe_grad"])
+    names = {"embed": "codebook", "embed_avg": "ema_sums", "cluster_size": "ema_counts",
+             "embedding_sum": "ema_sums", "cluster_usage": "ema_counts"}  # fmt: skip
+    for index, depth in enumerate(chain.depths):
+        after = {key.split(".")[-1]: io[key] for key in io if key.startswith(f"train.after.{index}.")}
+        assert after
+        for name, expected in after.items():
+            relative(getattr(depth, names[name]), expected, 1e-5)
+
+
+def test_losses_and_depth_drop_of_factorised_codebooks(golden):
+    """DAC sums losses over depths; ours are means over the codes that are sent."""
+    published, tokenizer, io, _ = golden
+    if "depth.n_quantizers" not in io:
+        return
+    quantizer = tokenizer.quantizer.train()
+    count = quantizer.num_quantizers
+    z = io["latent"].clone().requires_grad_()
+    out = quantizer(z)
+    relative(out.losses["commit"] * count, io["commitment_loss"])
+    relative(out.losses["codebook"] * count, io["codebook_loss"])
+    weighted = (published["commitment_loss_weight"] * out.losses["commit"] + out.losses["codebook"]) * count
+    second = quantizer.depths[1].quantizer.codebook
+    gradients = torch.autograd.grad(weighted, [z, second], retain_graph=True)
+    relative(gradients[0], io["grad.loss_latent"])
+    relative(gradients[1], io["grad.loss_codebook1"])
+    (gradient,) = torch.autograd.grad((out.z * io["grad.probe"]).sum(), z)
+    relative(gradient, io["grad.probe_latent"])
+    kept = io["depth.n_quantizers"]
+    mask = (torch.arange(count) < kept[:, None])[..., None]
+    dropped = quantizer(z, (mask,))
+    close(dropped.z, io["depth.quantized"])
+    mean = mask.float().sum(1).mean()
+    relative(dropped.losses["commit"] * mean, io["depth.commitment_loss"])
+    relative(dropped.losses["codebook"] * mean, io["depth.codebook_loss"])
