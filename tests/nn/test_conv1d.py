@@ -96,7 +96,9 @@ def test_weight_norm_folds_unfolds_trains_and_copies():
     before = conv(x)
     assert conv.conv.parametrizations.weight.original0.shape == (3, 1, 1)  # norms over input channels, as published
     torch.testing.assert_close(copy.deepcopy(conv)(x), before)  # averages of weights copy models after a forward
+    twin = copy.deepcopy(conv)
     names = fold_weight_norm(conv)
+    torch.testing.assert_close(twin(x), before)  # copies are untouched
     assert names == ["conv"] and not is_weight_normed(conv.conv)
     torch.testing.assert_close(conv(x), before)
     unfold_weight_norm(conv, names)
