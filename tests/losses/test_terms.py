@@ -54,6 +54,20 @@ def test_perceptual_moves_only_the_reconstruction(pair):
     assert not list(term.parameters()) and not term.state_dict()
 
 
+def test_perceptual_crop_looks_at_one_random_square():
+    x, y = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 3, 64, 64)
+    whole = Perceptual("alex")(_recon(x), Batch.of(y), 0)
+    torch.testing.assert_close(Perceptual("alex", crop=1000)(_recon(x), Batch.of(y), 0), whole)
+    side, seen = 36, set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        (grad,) = torch.autograd.grad(Perceptual("alex", crop=side)(_recon(x), Batch.of(y), 0), x)
+        rows, columns = (grad.abs().sum((0, 1, axis)).nonzero()[:, 0] for axis in (3, 2))
+        assert rows.max() - rows.min() < side and columns.max() - columns.min() < side
+        seen.add((int(rows.min()), int(columns.min())))
+    assert len(seen) > 1
+
+
 def test_convnext_logits_equal_torchvision(pair, tmp_path, monkeypatch):
     from torchvision.models import convnext_small
 
