@@ -187,12 +187,12 @@ class Tokenizer(nn.Module):
         """Fresh state for `encode_chunk` and `decode_chunk`."""
         raise ValueError(f"{type(self).__name__} is not causal: it cannot stream")
 
-    def encode_chunk(self, x: Tensor, state: Any) -> tuple[Tokens, Any]:
-        """Codes of the next media units, and the new state."""
+    def encode_chunk(self, x: Tensor, state: Any, last: bool = False) -> tuple[Tokens, Any]:
+        """Codes of the next media units, and the new state; `last` ends the stream and fills a partial block."""
         raise ValueError(f"{type(self).__name__} is not causal: it cannot stream")
 
-    def decode_chunk(self, tokens: Tokens, state: Any) -> tuple[Tensor, Any]:
-        """Media of the next codes, and the new state."""
+    def decode_chunk(self, tokens: Tokens, state: Any, last: bool = False) -> tuple[Tensor, Any]:
+        """Media of the next codes, and the new state; `last` gives out what was held back."""
         raise ValueError(f"{type(self).__name__} is not causal: it cannot stream")
 
     # ---- ranges and sizes -----------------------------------------------------------------------------------------
