@@ -53,7 +53,7 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
 
 def split_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The fused `qkv` convolutions as three entries each, named `...qkv#q.weight` and so on."""
-    out = {}
+    out: dict[str, Tensor] = {}
     for key, value in state.items():
         prefix, fused, leaf = key.partition(".qkv.")
         if fused:
