@@ -130,8 +130,9 @@ def main() -> None:
             for name, way in ways.items():
                 rates[name].append(rate(way(), args.batch))
     medians = {name: statistics.median(values) for name, values in rates.items()}
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
     result = {
-        "settings": {**vars(args), "cpus": os.cpu_count(), "photographs": len(photos),
+        "settings": {**settings, "cpus": os.cpu_count(), "photographs": len(photos),
                      "megapixels": round(sum(h * w for h, w in (EncodedImage(i).size for i in images)) / 1e6, 1)},
         "samples_per_second": {name: round(value, 1) for name, value in medians.items()},
         "rounds": {name: [round(v, 1) for v in values] for name, values in rates.items()},
