@@ -78,9 +78,10 @@ def normal(name: str) -> str:
 
 def shipped(folder: Path) -> set[str]:
     """Files of a folder that an install needs: not what was built, and not weights that training goes on from."""
+    others = {"__pycache__", ".ipynb_checkpoints", "resume"}
     return {
         path.relative_to(folder).as_posix() for path in folder.rglob("*")
-        if path.is_file() and path.suffix != ".so" and not {"__pycache__", ".ipynb_checkpoints", "resume"} & set(path.parts)
+        if path.is_file() and path.suffix != ".so" and not others & set(path.parts)
     }
 
 
