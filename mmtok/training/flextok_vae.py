@@ -10,13 +10,11 @@ import argparse
 import copy
 import os
 
-from omegaconf import OmegaConf
-
 from mmtok import hub
 from mmtok.importers.autoencoder_kl import read_vae
 from mmtok.models.image.flextok import FlexTok
 from mmtok.tokenizer import Tokenizer
-from mmtok.training.config_file import read_config_file
+from mmtok.training.prepare import load_or_build
 
 
 def join(source: Tokenizer, vae: str | os.PathLike[str]) -> FlexTok:
@@ -41,16 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        hub.save(join(_source(options.source), options.vae), options.out)
+        hub.save(join(load_or_build(options.source), options.vae), options.out)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-
-
-def _source(name: str) -> Tokenizer:
-    if not name.endswith(".yaml"):
-        return hub.load(name)
-    config = OmegaConf.create(read_config_file(name))
-    return hub.build(OmegaConf.to_container(config.model.tokenizer, resolve=True))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ import argparse
 import copy
 
 import torch
-from omegaconf import OmegaConf
 
 from mmtok import hub
 from mmtok.models.image.conv import ConvTokenizer
 from mmtok.models.image.karl import KARL
 from mmtok.tokenizer import Tokenizer
-from mmtok.training.config_file import read_config_file
+from mmtok.training.prepare import load_or_build
 
 
 def join(source: Tokenizer, base: Tokenizer, trained: bool = False) -> KARL:
@@ -53,16 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         trained = not options.source.endswith(".yaml")
-        hub.save(join(_source(options.source), hub.load(options.base), trained), options.out)
+        hub.save(join(load_or_build(options.source), hub.load(options.base), trained), options.out)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-
-
-def _source(name: str) -> Tokenizer:
-    if not name.endswith(".yaml"):
-        return hub.load(name)
-    config = OmegaConf.create(read_config_file(name))
-    return hub.build(OmegaConf.to_container(config.model.tokenizer, resolve=True))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

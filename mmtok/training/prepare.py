@@ -9,14 +9,24 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmtok import hub
 from mmtok.quantizers.base import Quantizer
 from mmtok.tokenizer import Tokenizer
+from mmtok.training.config_file import read_config_file
 
 log = logging.getLogger(__name__)
+
+
+def load_or_build(source: str) -> Tokenizer:
+    """The tokenizer of a recipe (.yaml), fresh, or a saved one by folder or name."""
+    if not source.endswith(".yaml"):
+        return hub.load(source)
+    config = OmegaConf.create(read_config_file(source))
+    return hub.build(OmegaConf.to_container(config.model.tokenizer, resolve=True))  # type: ignore[arg-type]
 
 
 def freeze(tokenizer: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
