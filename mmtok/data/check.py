@@ -17,6 +17,7 @@ from webdataset.tariterators import base_plus_ext
 from mmtok.data.decode import EXTENSIONS, BadSample, EncodedImage
 from mmtok.data.index import NAME, Shard, file_sha256, make_shard, parse_index, save_index
 from mmtok.data.sources import MEDIA
+from mmtok.data.workers import follow_parent
 
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 256 << 20
@@ -60,7 +61,8 @@ def check_shards(folder: Path, rewrite: bool = False, workers: int = 1, progress
     report, shards, seen, doubled = CheckReport(folder), [], set[str](), 0
     sides: Counter[int] = Counter()
     # spawn: forking a process that already runs torch threads can deadlock
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=follow_parent) as pool:
         results = pool.map(scan_shard, tars) if workers > 1 else map(scan_shard, tars)
         for path, (shard, bad, problems) in zip(tars, tqdm(
             results, total=len(tars), desc=str(folder), unit=" shards", disable=not (progress and sys.stderr.isatty())

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mmtok.data.batches import Bad, EvalBatches, RawBatch, TrainBatches
 from mmtok.data.order import Plan, Slot
+from mmtok.data.workers import begin
 from mmtok.types import Batch
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ def _data_loader(dataset: Any, sampler: Any, workers: int, context: str | None) 
     return DataLoader(
         dataset, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=_same,  # type: ignore[arg-type]
         multiprocessing_context=context if workers else None, prefetch_factor=2 if workers else None,
+        worker_init_fn=begin,
     )
 
 

@@ -24,6 +24,7 @@ from mmtok.data.index import Shard, file_sha256, make_shard, safe_key, save_inde
 from mmtok.data.order import mix
 from mmtok.data.samples import HELDOUT, TRAIN
 from mmtok.data.sources import MEDIA, Item, read_items, sample_items
+from mmtok.data.workers import follow_parent
 
 
 @dataclass
@@ -124,7 +125,8 @@ def _run(
         return
     pending: deque[Future[tuple[Shard, list[tuple[str, str]]]]] = deque()
     # spawn: forking a process that already runs torch threads can deadlock
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=follow_parent) as pool:
         for number, items in jobs:
             pending.append(pool.submit(_write_shard, number, items, folder, encoding))
             if len(pending) > 2 * workers:
