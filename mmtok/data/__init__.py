@@ -1,22 +1,24 @@
 """Shards in, batches out: one global order, an index, a reader, decoders, and the tools that make shards.
 
-`ShardData` is the LightningDataModule. It is loaded on first use, so that `mmtok.data.decode` and
+`ShardData` (images) and `AudioData` are LightningDataModules. They are loaded on first use, so that `mmtok.data.decode` and
 `mmtok.data.transforms` stay importable in the core install, which has neither lightning nor webdataset.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmtok.data.module import ShardData, Source
+    from mmtok.data.audio_module import AudioData
+    from mmtok.data.module import ShardData
+    from mmtok.data.shard_module import Source
 
-__all__ = ["ShardData", "Source"]
+__all__ = ["AudioData", "ShardData", "Source"]
+_MODULES = {"AudioData": "audio_module", "ShardData": "module", "Source": "shard_module"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from mmtok.data import module
-
-        return getattr(module, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"mmtok.data.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a worker does: a slot of the plan, or a list of samples, becomes one raw batch of uint8 pixels.
+"""What a worker does: a slot of the plan, or a list of samples, becomes one raw batch.
 
 Both datasets are map-style: a batch is a pure function of the number asked for, whichever worker serves it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmtok.data.decode import EXTENSIONS, MAX_PIXELS, BadSample, EncodedImage, to_float, to_uint8
+from mmtok.data.bad import BadSample
+from mmtok.data.decode import EXTENSIONS, MAX_PIXELS, EncodedImage, to_float, to_uint8
 from mmtok.data.order import Order, Slot, mix
 from mmtok.data.reader import Reader
 from mmtok.data.transforms import Transform
@@ -31,6 +33,25 @@ class Bad:
     key: str
     reason: str
     message: str
+
+
+class Raw(Protocol):
+    """A batch as it crosses the worker's queue."""
+
+    keys: tuple[str, ...]
+    bad: list[Bad]
+
+    def batch(self) -> Batch: ...
+
+
+class Items(Protocol):
+    """Decodes and transforms one sample of an index; puts samples together. `size` is the slot's."""
+
+    reader: Reader
+
+    def load(self, sample: int, size: tuple[int, ...], seed: int) -> Any: ...
+
+    def collate(self, keys: list[str], items: list[Any], size: tuple[int, ...], bad: list[Bad]) -> Raw: ...
 
 
 @dataclass
@@ -62,17 +83,17 @@ class ImageItems:
         self.extensions = (*EXTENSIONS, "txt") if text else EXTENSIONS
         self.text = text
 
-    def load(self, sample: int, size: tuple[int, int], seed: int) -> tuple[Tensor, str]:
+    def load(self, sample: int, size: tuple[int, ...], seed: int) -> tuple[Tensor, str]:
         """(uint8 [3, H, W], caption). Raises BadSample."""
         members = self.reader.read(sample, self.extensions)
         caption = members.pop("txt", b"").decode("utf-8", "replace")
         if not members:
             raise BadSample("no_image", f"no member among {', '.join(EXTENSIONS)}")
         image = EncodedImage(next(iter(members.values())), self.max_pixels)
-        return to_uint8(self.transform(image, size, random.Random(seed))), caption
+        return to_uint8(self.transform(image, (size[0], size[1]), random.Random(seed))), caption
 
     def collate(
-        self, keys: list[str], items: list[tuple[Tensor, str]], size: tuple[int, int], bad: list[Bad]
+        self, keys: list[str], items: list[tuple[Tensor, str]], size: tuple[int, ...], bad: list[Bad]
     ) -> RawBatch:
         x = torch.stack([pixels for pixels, _ in items]) if items else torch.empty(0, 3, *size, dtype=torch.uint8)
         return RawBatch(x, tuple(keys), tuple(text for _, text in items) if self.text else None, bad)
@@ -82,25 +103,25 @@ class ImageItems:
 class Stream:
     """Samples that are drawn together: a source, or one aspect bucket of a source.
 
-    samples  int64 [n] sample numbers, ascending
+    samples  int64 [n] sample numbers, ascending; one that stands there k times is visited k times an epoch
     """
 
     samples: NDArray[np.int64]
     order: Order
 
 
-class TrainBatches(Dataset[RawBatch]):
+class TrainBatches(Dataset[Raw]):
     """Slot -> this rank's share of the batch.
 
     A bad sample is replaced by the next good one of the epoch's order, augmented with a seed of its own: still
     a pure function of the step, so that a resumed run sees the same pixels.
     """
 
-    def __init__(self, items: ImageItems, streams: Sequence[Stream], seed: int, rank: int, batch_size: int) -> None:
+    def __init__(self, items: Items, streams: Sequence[Stream], seed: int, rank: int, batch_size: int) -> None:
         self.items, self.streams, self.seed = items, list(streams), seed
         self.rank, self.batch_size = rank, batch_size
 
-    def __getitem__(self, slot: Slot) -> RawBatch:
+    def __getitem__(self, slot: Slot) -> Raw:
         first = slot.first + self.rank * self.batch_size
         keys, items, bad = [], [], list[Bad]()
         for item in range(first, first + self.batch_size):
@@ -109,13 +130,14 @@ class TrainBatches(Dataset[RawBatch]):
             items.append(loaded)
         return self.items.collate(keys, items, slot.size, bad)
 
-    def _load(self, slot: Slot, item: int, bad: list[Bad]) -> tuple[int, tuple[Tensor, str]]:
+    def _load(self, slot: Slot, item: int, bad: list[Bad]) -> tuple[int, Any]:
         stream = self.streams[slot.stream]
         tries = min(SUBSTITUTES, len(stream.order))
         for offset in range(tries):
             epoch, position = stream.order.at(item + offset)
             sample = int(stream.samples[position])
-            seed = mix(self.seed, epoch, sample, item) if offset else mix(self.seed, epoch, sample)
+            again = position - int(np.searchsorted(stream.samples, sample))  # the how-manieth visit of this epoch
+            seed = mix(self.seed, epoch, sample, *([again] if again else []), *([item] if offset else []))
             try:
                 return sample, self.items.load(sample, slot.size, seed)
             except BadSample as error:
@@ -128,17 +150,17 @@ class TrainBatches(Dataset[RawBatch]):
         )
 
 
-class EvalBatches(Dataset[RawBatch]):
+class EvalBatches(Dataset[Raw]):
     """Batch number -> samples rank, rank + world, ... in index order; the last batch may be short or empty."""
 
-    def __init__(self, items: ImageItems, size: tuple[int, int], rank: int, world: int, batch_size: int) -> None:
+    def __init__(self, items: Items, size: tuple[int, ...], rank: int, world: int, batch_size: int) -> None:
         self.items, self.size, self.batch_size = items, size, batch_size
         self.samples = range(rank, len(items.reader.index), world)
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
 
-    def __getitem__(self, number: int) -> RawBatch:
+    def __getitem__(self, number: int) -> Raw:
         if not 0 <= number < len(self):
             raise IndexError(number)
         keys, items, bad = [], [], []

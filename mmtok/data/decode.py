@@ -15,6 +15,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from mmtok.data.bad import BadSample
+
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
 Image.init()
 FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if f in Image.OPEN)  # MPO is JPEG
@@ -24,17 +26,6 @@ MAX_PIXELS = 89_478_485  # Pillow's own warning line: 256 MB of RGB
 # Measured on 1920x2880 photographs at 256 px: factor 2 is 2.5x faster than a full decode and 56 dB from it
 # (factor 1: 3.3x, 47 dB), below what 8-bit rounding of the result (59 dB) lets one see.
 DRAFT_MARGIN = 2.0
-
-
-class BadSample(Exception):
-    """A sample that cannot be used. `reason` is a short word to count by, the message says more."""
-
-    def __init__(self, reason: str, message: str = "") -> None:
-        super().__init__(f"{reason}: {message}" if message else reason)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str]]:
-        return BadSample, (self.reason, str(self).partition(": ")[2])
 
 
 class EncodedImage:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
-from mmtok.data.batches import Bad, EvalBatches, RawBatch, TrainBatches
+from mmtok.data.batches import Bad, EvalBatches, Raw, TrainBatches
 from mmtok.data.order import Plan, Slot
 from mmtok.data.workers import begin
 from mmtok.types import Batch
@@ -68,7 +68,7 @@ class TrainLoader:
         self.in_flight, self.repeat = in_flight, repeat
         self._handed = 0
         self._next = -1
-        self._iterator: Iterator[RawBatch] | None = None
+        self._iterator: Iterator[Raw] | None = None
 
     def __len__(self) -> int:
         return self.epoch_batches
@@ -150,7 +150,7 @@ class _Slots(Sampler[Slot]):
         return self.plan.slots(self.step)
 
 
-def _data_loader(dataset: Any, sampler: Any, workers: int, context: str | None) -> DataLoader[RawBatch]:
+def _data_loader(dataset: Any, sampler: Any, workers: int, context: str | None) -> DataLoader[Raw]:
     return DataLoader(
         dataset, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=_same,  # type: ignore[arg-type]
         multiprocessing_context=context if workers else None, prefetch_factor=2 if workers else None,
@@ -158,7 +158,7 @@ def _data_loader(dataset: Any, sampler: Any, workers: int, context: str | None) 
     )
 
 
-def _next(iterator: Iterator[RawBatch]) -> RawBatch:
+def _next(iterator: Iterator[Raw]) -> Raw:
     """The next batch. A user's mistake found in a worker is raised as the one line it was, without its traceback."""
     try:
         return next(iterator)
@@ -167,5 +167,5 @@ def _next(iterator: Iterator[RawBatch]) -> RawBatch:
         raise (ValueError(message.strip()) if found else error) from None
 
 
-def _same(raw: RawBatch) -> RawBatch:
+def _same(raw: Raw) -> Raw:
     return raw

@@ -1,35 +1,21 @@
-"""The LightningDataModule over shards."""
+"""The LightningDataModule over shards of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 
-from mmtok.data.batches import EvalBatches, ImageItems, Stream, TrainBatches
+from mmtok.data.batches import ImageItems
 from mmtok.data.decode import MAX_PIXELS
 from mmtok.data.index import Index
-from mmtok.data.loader import BadCounter, EvalLoader, TrainLoader
-from mmtok.data.order import Order, Plan
-from mmtok.data.reader import Reader, cache_folder, load_index
-from mmtok.data.samples import materialise
+from mmtok.data.reader import Reader
+from mmtok.data.shard_module import ShardModule, Source, check
 from mmtok.data.transforms import CenterCrop, RandomResizedCrop, Transform, bucket_sizes
-from mmtok.data.urls import expand_urls
+
+__all__ = ["ShardData", "Source"]
 
 
-@dataclass
-class Source:
-    """One of several sources of training data. `weight` is its share of the steps."""
-
-    shards: str | list[str]
-    weight: float = 1.0
-
-
-class ShardData(LightningDataModule):
+class ShardData(ShardModule):
     """Images from WebDataset shards, in one global order.
 
     train             shards (path, folder, glob, brace list, https), or `samples:image`, or weighted sources
@@ -76,153 +62,36 @@ class ShardData(LightningDataModule):
         start_method: str | None = None,
         cache: str | None = None,
     ) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # more ranks than evaluation batches
-        self.train, self.val, self.test = _sources(train), val, test
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        super().__init__(
+            train, val, test, batch_size, eval_batch_size, num_workers, seed, window, batches_per_epoch, text,
+            max_bad_fraction, pin_memory, start_method, cache,
+        )  # fmt: skip
         self.image_sizes = [image_size] if isinstance(image_size, int) else list(image_size)
         self.eval_size = eval_size or max(self.image_sizes, default=0)
         self.aspects, self.multiple = aspects, multiple
         self.transform = transform or RandomResizedCrop()
         self.eval_transform = eval_transform or CenterCrop()
-        self.num_workers, self.seed, self.window = num_workers, seed, window
-        self.batches_per_epoch, self.text = batches_per_epoch, text
-        self.max_bad_fraction, self.max_pixels = max_bad_fraction, max_pixels
-        self.pin_memory, self.start_method = pin_memory, start_method
-        self.cache = Path(cache) if cache else cache_folder()
-        self._loader: TrainLoader | None = None
-        self._resumed: dict[str, Any] | None = None
-        _check("batch_size", batch_size >= 1, "at least 1")
-        _check("num_workers", num_workers >= 0, "at least 0")
-        _check("image_size", bool(self.image_sizes) and min(self.image_sizes) >= 1, "at least 1 pixel")
-        _check("batches_per_epoch", batches_per_epoch is None or batches_per_epoch >= 1, "at least 1, or null")
-        _check("start_method", start_method in (None, "fork", "spawn", "forkserver"), "fork, spawn or forkserver")
+        self.max_pixels = max_pixels
+        check("image_size", bool(self.image_sizes) and min(self.image_sizes) >= 1, "at least 1 pixel")
 
-    def prepare_data(self) -> None:
-        """Materialise `samples:image` (one process a machine)."""
-        lists = [source.shards for source in self.train] + [self.val, self.test]
-        for shards in lists:
-            if isinstance(shards, str) and shards.startswith("samples:"):
-                materialise(shards, self.cache)
-
-    def train_dataloader(self) -> TrainLoader:
-        """This rank's training batches, from the saved cursor if there is one."""
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        repeat = 0
-        overfit = getattr(trainer, "overfit_batches", 0)
-        if overfit:
-            _check("trainer.overfit_batches", isinstance(overfit, int), "a whole number of batches")
-            repeat = overfit
-        if self._loader is not None:
-            self._resumed = self._loader.state_dict()
-            self._loader.close()
-        self._loader = self.train_loader(rank, world, self._in_flight if trainer else None, repeat)
-        if self._resumed is not None:
-            self._loader.load_state_dict(self._resumed)
-        return self._loader
-
-    def train_loader(
-        self, rank: int, world: int, in_flight: Callable[[], int] | None = None, repeat: int = 0
-    ) -> TrainLoader:
-        """Training batches of one rank of `world`, without a Trainer."""
-        index, streams, weights, sizes = self._streams()
-        items = self._items(index, self.transform)
-        global_batch = self.batch_size * world
-        plan = Plan([len(s.samples) for s in streams], weights, sizes, global_batch, self.seed)
-        epoch = self.batches_per_epoch or max(1, sum(plan.lengths) // global_batch)
-        dataset = TrainBatches(items, streams, self.seed, rank, self.batch_size)
-        counter = BadCounter(self.max_bad_fraction, "data.train")
-        return TrainLoader(
-            dataset, plan, epoch, counter, self.num_workers, self.start_method, self.pin_memory, in_flight, repeat
-        )
-
-    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        """Every key of `val` once."""
-        return self._eval("data.val", self.val)
-
-    def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        """Every key of `test` once."""
-        return self._eval("data.test", self.test)
-
-    def eval_loader(self, key: str, shards: str | list[str], rank: int, world: int) -> EvalLoader:
-        """Evaluation batches of one rank of `world`; `key` is named in errors."""
-        index = load_index(self._urls(shards, key, "heldout"), key)
-        items = self._items(index, self.eval_transform)
-        side = self.eval_size
-        dataset = EvalBatches(items, (side, side), rank, world, self.eval_batch_size)
-        return EvalLoader(dataset, self.max_bad_fraction, key, self.num_workers, self.start_method, self.pin_memory)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The cursor: step, items per stream, counters. The same on every rank."""
-        if self._loader is not None:
-            return self._loader.state_dict()
-        return self._resumed or {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a cursor made by `state_dict`."""
-        if state:
-            self._resumed = state
-            if self._loader is not None:
-                self._loader.load_state_dict(state)
-
-    def teardown(self, stage: str) -> None:
-        if self._loader is not None:
-            self._loader.close()
-
-    def _in_flight(self) -> int:
-        # Between fetching a batch and the end of its step, `ready` is one ahead of `processed`.
-        assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.ready - progress.processed  # type: ignore[attr-defined]
-
-    def _eval(self, key: str, shards: str | list[str] | None) -> EvalLoader | list[EvalLoader]:
-        if shards is None:
-            return []
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self.eval_loader(key, shards, rank, world)
-
-    def _items(self, index: Index, transform: Transform) -> ImageItems:
+    def items(self, index: Index, training: bool) -> ImageItems:
+        """Decoding and cropping."""
+        transform = self.transform if training else self.eval_transform
         return ImageItems(Reader(index, self.cache / "shards"), transform, self.text, self.max_pixels)
 
-    def _urls(self, shards: str | list[str], key: str, split: str) -> list[str]:
-        if isinstance(shards, str) and shards.startswith("samples:"):
-            return expand_urls(str(materialise(shards, self.cache) / split), key)
-        return expand_urls(shards, key)
-
-    def _streams(self) -> tuple[Index, list[Stream], list[float], list[list[tuple[int, int]]]]:
-        """One index over all sources; per stream its samples, weight and sizes."""
-        parts = [load_index(self._urls(s.shards, "data.train", "train")) for s in self.train]
-        index = Index([shard for part in parts for shard in part.shards])
+    def groups(self, index: Index) -> list[tuple[NDArray[np.int64], list[tuple[int, ...]]]]:
+        """Aspect buckets."""
         buckets = [[(side, side)] for side in self.image_sizes]
         if self.aspects:
             buckets = [bucket_sizes(side, self.aspects, self.multiple) for side in self.image_sizes]
-        streams, weights, sizes, first, shard = [], [], [], 0, 0
-        for source, part in zip(self.train, parts, strict=True):
-            starts = index.starts[shard : shard + len(part.shards) + 1]
-            nearest = _nearest(part, buckets[0], "data.aspects")
-            for bucket in range(len(buckets[0])):
-                samples = first + np.flatnonzero(nearest == bucket)
-                if len(samples):
-                    counts = np.diff(np.searchsorted(samples, starts))
-                    streams.append(Stream(samples, Order(counts, self.seed, self.window)))
-                    weights.append(source.weight * len(samples) / len(part))
-                    sizes.append([sized[bucket] for sized in buckets])
-            first, shard = first + len(part), shard + len(part.shards)
-        if not streams:
-            raise ValueError("data.train: the shards hold no samples")
-        return index, streams, weights, sizes
+        nearest = _nearest(index, buckets[0], "data.aspects")
+        return [
+            (np.flatnonzero(nearest == bucket), [sized[bucket] for sized in buckets])
+            for bucket in range(len(buckets[0]))
+        ]
 
-
-def _sources(train: str | list[str] | list[Source]) -> list[Source]:
-    if isinstance(train, str):
-        return [Source(train)]
-    plain = [entry for entry in train if isinstance(entry, str)]
-    if plain:
-        _check("train", len(plain) == len(train), "all addresses or all {shards, weight}")
-        return [Source(plain)]
-    _check("train", bool(train), "not an empty list")
-    return [entry for entry in train if isinstance(entry, Source)]
+    def eval_shape(self) -> tuple[int, ...]:
+        return (self.eval_size, self.eval_size)
 
 
 def _nearest(index: Index, buckets: list[tuple[int, int]], key: str) -> np.ndarray:
@@ -237,9 +106,3 @@ def _nearest(index: Index, buckets: list[tuple[int, int]], key: str) -> np.ndarr
         )
     aspect = np.log(sizes[:, 1] / sizes[:, 0])
     return np.abs(aspect[:, None] - np.log([w / h for h, w in buckets])).argmin(1)
-
-
-def _check(key: str, holds: bool, wanted: str) -> None:
-    if not holds:
-        name = key if "." in key else f"data.{key}"
-        raise ValueError(f"{name}: must be {wanted}")

@@ -107,12 +107,12 @@ class Order:
 
 @dataclass(frozen=True)
 class Slot:
-    """What batch `step` is made of: items [first, first + G) of a stream, at one size (H, W)."""
+    """What batch `step` is made of: items [first, first + G) of a stream, at one size: (H, W), or (samples,)."""
 
     step: int
     stream: int
     first: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
 
 class Plan:
@@ -120,7 +120,7 @@ class Plan:
 
     lengths       samples per stream
     weights       share of the steps that each stream gets
-    sizes         per stream the (H, W) it may take; every stream lists the same number of sizes
+    sizes         per stream the sizes it may take: (H, W), or (samples,); every stream lists the same number of sizes
     global_batch  G, items per step over all ranks
 
     The cursor is `state(step)`: the step, and the items each stream has given. It fits any G, so a run may
@@ -131,7 +131,7 @@ class Plan:
         self,
         lengths: Sequence[int],
         weights: Sequence[float],
-        sizes: Sequence[Sequence[tuple[int, int]]],
+        sizes: Sequence[Sequence[tuple[int, ...]]],
         global_batch: int,
         seed: int,
     ) -> None:

@@ -15,7 +15,7 @@ import urllib.request
 from collections import OrderedDict
 from pathlib import Path
 
-from mmtok.data.decode import BadSample
+from mmtok.data.bad import BadSample
 from mmtok.data.index import NAME, Index, Shard, parse_index
 from mmtok.data.urls import parent
 
