@@ -91,7 +91,7 @@ def plain(folder: Path, batch: int, size: int, batches: int, workers: int) -> It
 
 
 def rate(batches: Iterator[Tensor], batch: int) -> float:
-    """Samples per second from the first batch to the last: starting and stopping processes is not the loader's speed."""
+    """Samples per second from the first batch to the last: process start and stop are not the loader's speed."""
     first = next(batches)
     start = end = time.perf_counter()
     count = 0
