@@ -1,7 +1,7 @@
 """KARL (arXiv 2507.07995) on a VQGAN base: torch files with the keys under model or ema, no config file.
 
-The base tokenizer inside the file is left out, apart from its codebook: it is MAGE's VQGAN, published by its authors.
-`python -m mmtok.training.karl_base` joins a base with the same codebook; without one, base codes can be predicted.
+A base tokenizer inside the file (MAGE's VQGAN) comes along; a file with its codebook alone gives a KARL that predicts
+base codes but no images, until `python -m mmtok.training.karl_base` joins a base with the same codebook.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmtok.importers import mage_vqgan
 from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, flatten
 from mmtok.importers.vqgan import all_alive, vq
 
@@ -30,7 +31,8 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
-    """Our config and state dict, without a base."""
+    """Our config and state dict, with the base that the file holds."""
+    base, state = mage_vqgan.inside(state)
     mapped = apply(state, RULES)
     mapped.state["quantizer.usage"] = all_alive(mapped.state["quantizer.codebook"])
     shared = {
@@ -55,7 +57,18 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
             "threshold": facts["halting_threshold"],
         },
     }
-    return Converted(config, mapped.state, mapped.source, mapped.dropped)
+    return with_base(Converted(config, mapped.state, mapped.source, mapped.dropped), base)
+
+
+def with_base(converted: Converted, base: Converted | None) -> Converted:
+    """The two joined, `base` as `mage_vqgan.inside` gives it."""
+    if base is None:
+        return converted
+    init_args = converted.config["init_args"] | {"base": base.config}
+    return Converted(
+        converted.config | {"init_args": init_args}, converted.state | base.state, converted.source | base.source,
+        converted.dropped | base.dropped,
+    )
 
 
 BASE = "base_tokenizer.vqgan.quantize.embedding.weight"
@@ -63,7 +76,6 @@ _SIDE = r"(?P<side>encoder|decoder)"
 _BLOCK, _OURS = _SIDE + r"\.transformer\.(?P<i>\d+)", r"\g<side>.transformer.blocks.\g<i>"
 RULES: list[Rule | Drop] = [
     Rule(BASE.replace(".", r"\."), "decoder.codebook"),
-    Drop(r"base_tokenizer\..*", "base tokenizer: import it by itself and join it (mmtok.training.karl_base)"),
     Drop(r"gan_losses\..*", "discriminators of the training"),
     Rule(r"quantize\.embedding\.weight", "quantizer.codebook"),
     Rule(r"latent_tokens", "encoder.latents"),

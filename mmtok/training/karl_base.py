@@ -1,7 +1,7 @@
-"""A fresh or imported KARL on a trained base: `python -m mmtok.training.karl_base SOURCE BASE OUT`.
+"""A fresh or imported KARL or ALIT on a trained base: `python -m mmtok.training.karl_base SOURCE BASE OUT`.
 
-SOURCE is a recipe (.yaml) or a saved KARL without a base, BASE a saved convolutional tokenizer with a plain codebook
-(MaskGIT-VQGAN). The folder OUT is what `init_from` of the recipe names, or a complete tokenizer.
+SOURCE is a recipe (.yaml) or a saved KARL or ALIT without a base, BASE a saved convolutional tokenizer with a plain
+codebook (MaskGIT-VQGAN). The folder OUT is what `init_from` of the recipe names, or a complete tokenizer.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 
 from mmtok import hub
 from mmtok.models.image.conv import ConvTokenizer
-from mmtok.models.image.karl import KARL
+from mmtok.models.image.on_base import OnBase
 from mmtok.tokenizer import Tokenizer
 from mmtok.training.prepare import load_or_build
 
 
-def join(source: Tokenizer, base: Tokenizer, trained: bool = False) -> KARL:
-    """KARL in eval mode with the base inside and its codebook in the decoder; ValueError when they do not fit.
+def join(source: Tokenizer, base: Tokenizer, trained: bool = False) -> OnBase:
+    """The tokenizer in eval mode with the base inside and its codebook in the decoder; ValueError when they do not fit.
 
     trained  the source has learned to predict a base's codes already: this base must have the same codebook
     """
-    if not isinstance(source, KARL) or source.config is None:
-        raise ValueError("karl_base: the first argument must be a KARL recipe or a saved KARL")
+    if not isinstance(source, OnBase) or source.config is None:
+        raise ValueError("karl_base: the first argument must be a recipe of KARL or ALIT, or a saved one")
     codebook = getattr(base.quantizer, "codebook", None)
     if not isinstance(base, ConvTokenizer) or base.config is None or codebook is None:
         raise ValueError("karl_base: the second argument must be a saved convolutional tokenizer with a codebook")
@@ -39,14 +39,14 @@ def join(source: Tokenizer, base: Tokenizer, trained: bool = False) -> KARL:
             f" the base's codebook {list(codebook.shape)}"
         )
     if trained and not torch.allclose(state["decoder.codebook"], codebook, atol=1e-6):
-        raise ValueError("karl_base: this KARL was trained on another base: its codebook differs from the one given")
+        raise ValueError("karl_base: this tokenizer was trained on another base: its codebook differs from the one given")
     joined.load_state_dict(state | {"decoder.codebook": codebook.detach()})
     return joined.eval()  # type: ignore[return-value]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mmtok.training.karl_base", description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="recipe (.yaml) or saved KARL")
+    parser.add_argument("source", help="recipe (.yaml), saved KARL or saved ALIT")
     parser.add_argument("base", help="saved base tokenizer: folder or name")
     parser.add_argument("out", help="folder to write")
     options = parser.parse_args(arguments)

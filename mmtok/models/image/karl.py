@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from mmtok.keep import Bitmap, KeepCoding, prefix_mask
 from mmtok.models.image.conv import ConvTokenizer
+from mmtok.models.image.on_base import BaseCodeDecoder, OnBase
 from mmtok.models.image.titok import ProxyHead, token
 from mmtok.nn.attention import Transformer, init_vit, key_mask
 from mmtok.quantizers.base import Quantizer
-from mmtok.tokenizer import Tokenizer
 from mmtok.types import Batch, Quantized, Reconstruction, Tokens
 
 QUALITY_BINS = (
@@ -33,7 +33,7 @@ class Pass(NamedTuple):
     logits: Tensor
 
 
-class KARL(Tokenizer):
+class KARL(OnBase):
     """Codes [B, 1, N] of which `keep` says, latent by latent, what is sent (one bit a latent).
 
     The encoder is told the error that is wished for (`encode(target=...)`: mean |x - y| of images in [0, 1], default
@@ -63,13 +63,7 @@ class KARL(Tokenizer):
                 f"tokenizer: num_latents {num_latents}, budget {budget} and longest {longest} must not exceed the"
                 f" encoder's max_latents {most}, and step must lie in 1..longest"
             )
-        if base is not None and (base.quantizer.dim, base.stride[0]) != (decoder.codebook.shape[1], encoder.patch):
-            raise ValueError(
-                f"tokenizer.base has dim {base.quantizer.dim} and stride {base.stride[0]}, encoder and decoder expect"
-                f" {decoder.codebook.shape[1]} and {encoder.patch}"
-            )
-        super().__init__(encoder, quantizer, decoder, (encoder.patch,) * 2, size, unit_range=True)
-        self.base = base
+        super().__init__(encoder, quantizer, decoder, base, encoder.patch, size)
         self.num_latents, self.budget, self.step, self.longest = num_latents, budget, step, longest
         self.wishes, self.threshold = wishes, threshold
 
@@ -86,7 +80,7 @@ class KARL(Tokenizer):
         if num_tokens is not None and not 1 <= num_tokens <= self.num_latents:
             raise ValueError(f"num_tokens: this model sends 1 to {self.num_latents}, got {num_tokens}")
         wish = torch.full((len(batch.x),), 0.05 if target is None else target, device=batch.x.device)
-        z, halting = self.encoder(self._to_model(batch.x), self._base(batch)[0], wish, num_tokens or self.num_latents)
+        z, halting = self.encoder(self._to_model(batch.x), self.read_base(batch)[0], wish, num_tokens or self.num_latents)
         keep = torch.sigmoid(halting) <= self.threshold
         # an image that halts everything still needs a code to be decoded from
         keep = keep | (~keep.any(1, keepdim=True) & (halting == halting.amin(1, keepdim=True)))
@@ -98,7 +92,7 @@ class KARL(Tokenizer):
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Reconstruction:
         """Both training passes in training mode, one plain pass in eval mode; x is the last pass's image."""
-        features, codes = self._base(batch)
+        features, codes = self.read_base(batch)
         x = self._to_model(batch.x)
         count = len(x)
         if not self.training:
@@ -110,7 +104,7 @@ class KARL(Tokenizer):
         wish = torch.tensor(bins)[torch.randint(len(bins), (count,))].to(x.device)
         first = self._run(x, features, wish, length, None)
         with torch.no_grad():
-            error = self._error(first.logits, x, codes)
+            error = self.error(first.logits, x, codes)
         spared = max(0, self.budget - length)
         keep = prefix_mask(torch.full((count,), self.budget - spared, device=x.device), self.budget)
         second = self._run(x, features, error, self.budget, keep)
@@ -119,7 +113,7 @@ class KARL(Tokenizer):
 
     def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
         """[B, D, N] -> padded image [B, 3, H, W] in [0, 1]; ValueError without a base."""
-        return self._image(self.predict(z, tokens))
+        return self.image(self.predict(z, tokens))
 
     def predict(self, z: Tensor, tokens: Tokens) -> Tensor:
         """Logits [B, V, h, w] over base codes from quantized latents and the sizes in `tokens`."""
@@ -145,46 +139,16 @@ class KARL(Tokenizer):
     ) -> Reconstruction:
         losses: dict[str, Tensor] = {}
         for one, target in zip(passes, targets, strict=True):
-            wanted = F.embedding(codes, self.decoder.codebook).movedim(-1, 1)
-            found = one.quantized.losses | {
-                "nll": F.cross_entropy(one.logits.float(), codes),
-                "code": F.mse_loss(self.decoder.soft_code(one.logits).float(), wanted.float()),
-                "halting": F.binary_cross_entropy_with_logits(one.halting.float(), target.float()),
-            }
+            found = one.quantized.losses | self.code_losses(one.logits, codes)
+            found["halting"] = F.binary_cross_entropy_with_logits(one.halting.float(), target.float())
             for name, value in found.items():
                 losses[name] = losses.get(name, torch.zeros_like(value)) + value / len(passes)
         last = passes[-1]
         grid = last.quantized.grids[0]
         mask = grid.new_ones(grid.shape, dtype=torch.bool) if keep is None else keep[:, None]
         tokens = self.tokens(last.quantized, (mask,), self.coding, batch)
-        x = None if self.base is None else self._from_model(self._image(last.logits), tokens)
+        x = None if self.base is None else self._from_model(self.image(last.logits), tokens)
         return Reconstruction(x, tokens, losses, {"base_logits": last.logits}, last.quantized.stats)
-
-    def _base(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Base features [B, E, h, w] before its quantizer, and base codes int64 [B, h, w]; without gradient."""
-        if self.base is None:
-            if "base" not in batch.features:
-                raise ValueError("tokenizer.base is missing: set it, or bring batch.features['base']")
-            features = batch.features["base"]
-        with torch.no_grad():
-            if self.base is not None:
-                features = self.base.latents(self._to_model(batch.x) * 2 - 1)
-            flat = features.movedim(1, -1).flatten(0, -2).float()
-            codes = torch.cdist(flat, self.decoder.codebook.float()).argmin(1)
-        return features.detach(), codes.view(features.shape[0], *features.shape[2:])
-
-    def _image(self, logits: Tensor) -> Tensor:
-        if self.base is None:
-            raise ValueError("decode: tokenizer.base is missing, so only base codes can be predicted, no image")
-        y = self.base.decoder(self.base.post_quant_conv(self.decoder.soft_code(logits)))
-        return y if self.base.unit_range else (y + 1) / 2
-
-    def _error(self, logits: Tensor, x: Tensor, codes: Tensor) -> Tensor:
-        """[B]: mean |x - y| in [0, 1]; without a base, of the soft codes."""
-        if self.base is not None:
-            return (self._image(logits).clamp(0, 1) - x).abs().flatten(1).mean(1)
-        wanted = F.embedding(codes, self.decoder.codebook).movedim(-1, 1)
-        return (self.decoder.soft_code(logits) - wanted).abs().flatten(1).mean(1)
 
 
 class KarlEncoder(nn.Module):
@@ -232,20 +196,14 @@ class KarlEncoder(nn.Module):
         return torch.bucketize(wish.to(self.bins), self.bins).clamp(max=len(self.bins) - 1)
 
 
-class KarlDecoder(nn.Module):
-    """ViT over [mask tokens, latents]; the mask tokens' outputs become logits over base codes. Arguments as above.
-
-    base_codes, base_dim  V and E of the base's codebook, which is held here too (frozen)
-    """
-
-    codebook: Tensor
+class KarlDecoder(BaseCodeDecoder):
+    """ViT over [mask tokens, latents]; the mask tokens' outputs become logits over base codes. Arguments as above."""
 
     def __init__(
         self, dim: int, base_codes: int = 1024, base_dim: int = 256, width: int = 1024, layers: int = 8, heads: int = 8,
         max_grid: int = 64, max_latents: int = 512, gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.register_buffer("codebook", torch.randn(base_codes, base_dim) / base_dim**0.5)
+        super().__init__(base_codes, base_dim)
         self.embed = nn.Linear(dim, width)
         self.mask_token = token(width)
         self.positions = nn.Parameter(torch.randn(width, max_grid, max_grid) * width**-0.5)
@@ -266,10 +224,6 @@ class KarlDecoder(nn.Module):
         # nobody looks at a halted latent, so what happens at its own place reaches no output
         seen = None if keep is None else key_mask(torch.cat([keep.new_ones(count, places), keep], 1))
         return self.head(self.norm_post(self.transformer(y, seen)[:, :places]).unflatten(1, size))
-
-    def soft_code(self, logits: Tensor) -> Tensor:
-        """[B, V, h, w] -> [B, E, h, w]: base codes averaged by their probability."""
-        return (logits.softmax(1).movedim(1, -1) @ self.codebook).movedim(-1, 1)
 
 
 def place(table: Tensor, like: Tensor | tuple[int, int]) -> Tensor:
