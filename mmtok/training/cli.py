@@ -5,8 +5,8 @@
     --name, --runs             output goes to <runs>/<name>; the name is the file's unless given
     --ckpt_path last           go on with this run, or start it when there is nothing yet (safe in a requeued job)
 
-Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 130 and 143 stopped by Ctrl-C and SIGTERM after a
-checkpoint was written.
+Exit codes: 0 done; 2 a mistake of the user (one line on stderr); 130, 138 and 143 stopped by Ctrl-C, SIGUSR1 and
+SIGTERM after a checkpoint was written; 124 a process hung.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmtok.listing import config_path, recipes
-from mmtok.training.callbacks import Checkpoint, Export, MediaGrid, ProgressBar
-from mmtok.training.callbacks.checkpoint import latest
+from mmtok.training.callbacks import Checkpoint, Export, Manifest, MediaGrid, ProgressBar, Watch
+from mmtok.training.checkpoint_io import latest
 from mmtok.training.config_file import merge, read_config_file
 from mmtok.training.loggers import CSVLog, wandb_logger
 from mmtok.training.task import TokenizerTask
@@ -82,6 +83,8 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(MediaGrid, "media")
+        parser.add_lightning_class_args(Watch, "watch")
+        parser.add_lightning_class_args(Manifest, "manifest")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # without the warning about sys.argv
@@ -113,11 +116,14 @@ class TrainingCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             given = self._get(self.config_init, "trainer").get("callbacks") or []
             kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), ProgressBar()]
+        if SLURMEnvironment.detect() and not config.trainer.plugins:
+            # Lightning's own requeueing saves inside the signal handler; ours ends the step first
+            kwargs["plugins"] = [SLURMEnvironment(auto_requeue=False)]
         return super().instantiate_trainer(**kwargs)
 
     def _choose_checkpoint(self, config: Namespace) -> None:
         """`last` becomes the run's newest checkpoint, or none when the run has not begun."""
-        newest = latest(self.folder / "checkpoints")
+        newest = latest(self.folder / "checkpoints", config.ckpt_path == "last" and _first_process())
         if config.ckpt_path == "last":
             config.ckpt_path = None if newest is None else str(newest)
             if newest is None and self.subcommand != "fit":

@@ -5,7 +5,9 @@ Legend: K codebooks, V codes.
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,17 +29,31 @@ class SpeedMeter:
         self.samples += samples
         self.ended = time.perf_counter()
 
-    def read(self) -> dict[str, float]:
-        """Values since the last reading (or `restart`)."""
+    def read(self, world: int = 1) -> dict[str, float]:
+        """Values since the last reading (or `restart`); the speed is that of all `world` processes together."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
-        values = {"perf/samples_per_second": self.samples / elapsed, "perf/data_wait": min(1.0, self.waited / elapsed)}
+        speed = world * self.samples / elapsed
+        values = {"perf/samples_per_second": speed, "perf/data_wait": min(1.0, self.waited / elapsed)}
         self.restart()
-        return values
+        return values | memory()
 
     def restart(self) -> None:
         """Forgets the past, for instance a validation."""
         self.samples, self.waited = 0, 0.0
         self.since = self.ended = time.perf_counter()
+
+
+def memory() -> dict[str, float]:
+    """GB of this process: resident now, and the peak of its CUDA device since the last call."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        values = {"perf/memory_gb": pages * os.sysconf("SC_PAGE_SIZE") / 1e9}
+    except (OSError, ValueError, IndexError):  # no /proc: not Linux
+        values = {}
+    if torch.cuda.is_available():
+        values["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        torch.cuda.reset_peak_memory_stats()
+    return values
 
 
 class UsageMeter:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
@@ -60,3 +61,36 @@ def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
+
+
+def average_gradients(parameters: list[nn.Parameter], bucket_bytes: int = 64 << 20) -> None:
+    """Replaces every gradient by its mean over all processes, in few messages.
+
+    A parameter without gradient counts as zero where another process has one, and stays without where none has.
+    """
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    chosen = [p for p, flag in zip(parameters, used.tolist(), strict=True) if flag]
+    for p in chosen:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    for bucket in _buckets([p.grad for p in chosen if p.grad is not None], bucket_bytes):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, up to `limit` bytes each."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (size + tensor.nbytes > limit or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -19,9 +20,12 @@ from mmtok.training.ema import EMA
 from mmtok.training.meters import SpeedMeter, UsageMeter
 from mmtok.training.objective import Objective
 from mmtok.training.optimizers import Schedule, parameter_groups, scale_learning_rates, set_learning_rate
-from mmtok.training.steps import clip, frozen, seed_step, uncounted
+from mmtok.training.steps import average_gradients, clip, frozen, seed_step, uncounted
+from mmtok.training.suspects import name_suspects, restore_statistics, suspect
 from mmtok.training.validation import Validation
 from mmtok.types import Batch
+
+log = logging.getLogger(__name__)
 
 
 class TokenizerTask(pl.LightningModule):
@@ -73,6 +77,7 @@ class TokenizerTask(pl.LightningModule):
         self._resting = prepare.freeze(tokenizer, freeze or [])
         self.batches = 0  # seen since the start of the run, over restarts
         self.skipped = self._micro = 0
+        self._suspects: list[Tensor | tuple[str, ...]] = []  # finite or not, and keys, of the batches of this update
         self._bad = {"generator": 0, "discriminator": 0}  # updates skipped in a row
         self.shown: dict[str, float] = {}  # what was logged last
         self.speed, self.usage = SpeedMeter(), UsageMeter()
@@ -143,15 +148,17 @@ class TokenizerTask(pl.LightningModule):
             if disc_terms:
                 self.manual_backward(_sum(disc_terms) / self.accumulate)
         self.usage.update(recon.tokens)
+        self._suspects += suspect(batch, total)
         if not last:
             return
         self._micro = 0
-        rates = self._update(step, batch, bool(disc_terms))
+        rates = self._update(step, bool(disc_terms))
+        self._suspects = []
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             logs = {f"loss/{name}": value for name, value in (terms | disc_terms).items()} | {"loss/total": total}
             logs |= {f"code/{name}": value for name, value in recon.stats.items()}
             logs |= {f"stat/{name}": value for name, value in self.objective.stats().items()}
-            self._log(logs | rates | self.usage.read() | self.speed.read())
+            self._log(logs | rates | self.usage.read() | self.speed.read(self.trainer.world_size))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.speed.batch_ends(len(batch.keys))
@@ -168,14 +175,16 @@ class TokenizerTask(pl.LightningModule):
         """Whether no gradient is being accumulated: only then is a checkpoint exact."""
         return self._micro == 0
 
-    def _update(self, step: int, batch: Batch, with_discriminator: bool) -> dict[str, Any]:
+    def _update(self, step: int, with_discriminator: bool) -> dict[str, Any]:
         """Both optimizers' updates; a non-finite gradient (the same on all ranks) skips its update."""
         optimizers: Any = self.optimizers(use_pl_optimizer=True)
         generator, *discriminator = optimizers if isinstance(optimizers, list) else [optimizers]
         logs: dict[str, Any] = {"lr/generator": set_learning_rate(generator.optimizer, self.generator_schedule(step))}
+        if self._averages_itself:
+            average_gradients(self._gen_parameters)
         norm = clip(self._gen_parameters, self.clip_norm)
         logs["grad_norm/generator"] = norm
-        good = self._usable("generator", norm, batch)
+        good = self._usable("generator", norm)
         if good:
             generator.step()
             if self.ema is not None:
@@ -184,9 +193,11 @@ class TokenizerTask(pl.LightningModule):
         if with_discriminator:
             (optimizer,) = discriminator
             logs["lr/discriminator"] = set_learning_rate(optimizer.optimizer, self.discriminator_schedule(step))
+            if self._averages_itself:
+                average_gradients(self._disc_parameters)
             norm = clip(self._disc_parameters, self.clip_norm)
             logs["grad_norm/discriminator"] = norm
-            if self._usable("discriminator", norm, batch) and good:
+            if self._usable("discriminator", norm) and good:
                 with uncounted(optimizer):
                     optimizer.step()
             optimizer.zero_grad()
@@ -199,30 +210,42 @@ class TokenizerTask(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(self.shown, step=self.global_step)
 
-    def _usable(self, which: str, norm: Tensor, batch: Batch) -> bool:
-        # one read per update, as a gradient scaler does; with 16-mixed the scaler itself skips and must see infinities
+    def _usable(self, which: str, norm: Tensor) -> bool:
+        # one read per update, as a gradient scaler does; with 16-mixed the scaler itself skips and must see infinities.
+        # Gradients are averages over processes by now, so that all of them decide alike
         if self._half or math.isfinite(float(norm)):
             self._bad[which] = 0
             return True
         self.skipped += 1
         self._bad[which] += 1
+        restore_statistics(self)
+        where = name_suspects(self._suspects)
         if self._bad[which] >= self.max_bad_steps:
             raise ValueError(
                 f"model.max_bad_steps: {self._bad[which]} {which} updates in a row had a non-finite gradient; lower the"
-                f" learning rate or look at samples {', '.join(batch.keys[:4])}"
+                f" learning rate or look at samples {where}"
             )
+        log.warning("step %d: %s update skipped, gradient not finite; samples %s", self.global_step, which, where)
         return False
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel between processes only for the last batch of an update.
+    @property
+    def _averages_itself(self) -> bool:
+        """Whether gradients are averaged here, once an update, instead of by DDP in every backward pass.
 
-        With discriminators they always do: DDP's map of used parameters survives `no_sync`, and the generator's
-        synchronised pass would then reduce half-accumulated gradients of the discriminator (it raises).
+        So it is when batches are accumulated with a discriminator: DDP's map of used parameters survives `no_sync`, and
+        the generator's synchronised pass would then reduce half-accumulated gradients of the discriminator (it raises).
         """
-        strategy = self.trainer.strategy
-        if last or self._discriminators or not isinstance(strategy, ParallelStrategy):
+        return self.accumulate > 1 and bool(self._discriminators) and self._parallel
+
+    @property
+    def _parallel(self) -> bool:
+        return isinstance(self.trainer.strategy, ParallelStrategy)
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel between processes only for the last batch of an update."""
+        if not self._parallel or (last and not self._averages_itself):
             return nullcontext()
-        return strategy.block_backward_sync()
+        return self.trainer.strategy.block_backward_sync()
 
     @property
     def _half(self) -> bool:

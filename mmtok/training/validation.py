@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtok.keep import Prefix
-from mmtok.metrics.base import MeanMetric, all_reduce
+from mmtok.metrics.base import MeanMetric, Metric, all_reduce
 from mmtok.metrics.pixels import PSNR, to_uint8
 from mmtok.tokenizer import Tokenizer
 from mmtok.types import Batch
@@ -33,7 +33,7 @@ class Validation:
     def restart(self) -> None:
         """Forgets everything seen."""
         self.running = {length: [_fresh(metric) for metric in self.metrics] for length in self.lengths}
-        self.seen = 0
+        self.seen, self.cut = 0, False
 
     @torch.no_grad()
     def update(self, tokenizer: Tokenizer, batch: Batch) -> None:
@@ -48,7 +48,10 @@ class Validation:
     def compute(self) -> dict[str, float]:
         """`val/<metric>` at full length and `val/<metric>_n<length>` at the others, over all processes."""
         flat = [metric for metrics in self.running.values() for metric in metrics]
-        all_reduce(flat)
+        cut = Metric(cut=torch.tensor([int(self.cut)]))
+        all_reduce([*flat, cut])
+        if int(cut.states["cut"]):  # some process was stopped half-way
+            return {}
         if not all(int(metric.states["count"]) for metric in flat):
             return {}
         return {

@@ -1,14 +1,13 @@
 """Checkpoints that survive anything, and orderly stops.
 
-`last.ckpt` is always a whole file: it is written beside its place, flushed to disk and renamed; the one before it stays
-as `previous.ckpt`. SIGTERM and Ctrl-C only set a flag; the step in progress ends, all processes agree, a checkpoint is
-written and training stops. A second Ctrl-C stops at once.
+`last.ckpt` is always a whole file, the one before it stays as `previous.ckpt`. SIGTERM, SIGUSR1 and Ctrl-C only set a
+flag; the step in progress ends, all processes agree, a checkpoint is written and training stops. One process that was
+told is enough. A second Ctrl-C stops at once.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import threading
 from pathlib import Path
@@ -16,34 +15,14 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+import torch.distributed as dist
 from lightning.pytorch import callbacks as stock
+from torch.distributed.distributed_c10d import _get_default_store
 
+from mmtok.training.checkpoint_io import LAST, AtomicIO, link, sweep
 
-class AtomicIO(TorchCheckpointIO):
-    """torch.save into a temporary file, fsync, rename; a full disk or a kill leaves the old file as it was."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Tensors and plain values only, whatever is asked: nothing is unpickled."""
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            text = str(error).splitlines()[0]
-            raise ValueError(f"{path} is not a whole checkpoint ({text}); try previous.ckpt beside it") from None
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_KEY = "mmtok/stop"
 
 
 class Checkpoint(stock.Checkpoint):
@@ -68,8 +47,15 @@ class Checkpoint(stock.Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved, self._pid = trainer.global_step, os.getpid()
+        if trainer.strategy.broadcast(self._saved) != self._saved:
+            raise ValueError(
+                f"--ckpt_path: rank {trainer.global_rank} starts at step {self._saved}, rank 0 elsewhere: the processes"
+                " do not see the same checkpoint"
+            )
+        if trainer.is_global_zero:
+            sweep(self.folder(trainer))
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._request)
 
     def on_train_batch_end(
@@ -86,6 +72,14 @@ class Checkpoint(stock.Checkpoint):
             # Lightning would run on to min_steps or min_epochs, and validate first
             trainer.fit_loop.epoch_loop.min_steps = trainer.fit_loop.min_epochs = 0
             trainer.limit_val_batches = 0
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == "fit" and self._told_anywhere():
+            pl_module.validation.cut = True  # a part of the data gives no number
+            raise StopIteration  # ends Lightning's evaluation loop; the next training step then stops the run
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer)
@@ -104,17 +98,23 @@ class Checkpoint(stock.Checkpoint):
         if step == self._saved:
             return
         self._saved = step
-        folder = self.folder(trainer)
-        last = folder / "last.ckpt"
-        if trainer.is_global_zero and last.is_file():
-            _link(last, folder / "previous.ckpt")
+        last = self.folder(trainer) / LAST
         trainer.save_checkpoint(last, weights_only=False)
         if trainer.is_global_zero and self.keep is not None and step % self.keep == 0:
-            _link(last, folder / f"step_{step:09d}.ckpt")
+            link(last, last.with_name(f"step_{step:09d}.ckpt"))
+
+    def _told_anywhere(self) -> bool:
+        """Whether any process was told to stop. Validation is uneven: the key-value store is asked, no collective."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return self.signal is not None
+        store = _get_default_store()
+        if self.signal is not None:
+            store.set(_KEY, b"1")
+            return True
+        return store.check([_KEY])
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            # a forked data worker: Ctrl-C reaches the whole group, and the last batches are still wanted
+        if os.getpid() != self._pid:  # a process forked from this one that has not set its own handlers
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -122,19 +122,3 @@ class Checkpoint(stock.Checkpoint):
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's `checkpoints` folder."""
-    return next((path for name in ("last", "previous") if (path := folder / f"{name}.ckpt").is_file()), None)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file, put in place in one move; a copy where links are not possible."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        temporary.write_bytes(source.read_bytes())
-    os.replace(temporary, target)
