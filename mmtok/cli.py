@@ -103,7 +103,7 @@ def _shard_commands(commands: argparse._SubParsersAction[Parser]) -> None:
         required=True, metavar="command"
     )
     command = _add(shards, "make", "media to tar shards with an index", _shards_make)
-    command.add_argument("source", help="a folder, ImageFolder, .csv/.jsonl/.parquet manifest, or samples:image")
+    command.add_argument("source", help="a folder, ImageFolder, .csv/.jsonl/.parquet manifest, or samples:image, samples:audio")
     command.add_argument("out", type=Path, help="new folder")
     command.add_argument("--samples-per-shard", type=int, default=1000)
     command.add_argument("--shard-bytes", type=int, default=1 << 30, help="bytes of media a shard may hold")

@@ -1,7 +1,8 @@
 """Shards in, batches out: one global order, an index, a reader, decoders, and the tools that make shards.
 
-`ShardData` (images) and `AudioData` are LightningDataModules. They are loaded on first use, so that `mmtok.data.decode` and
-`mmtok.data.transforms` stay importable in the core install, which has neither lightning nor webdataset.
+`ShardData` (images) and `AudioData` are LightningDataModules. They are loaded on first use, so that
+`mmtok.data.decode` and `mmtok.data.transforms` stay importable in the core install, which has neither lightning nor
+webdataset.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmtok.data.bad import BadSample
 from mmtok.data.batches import Bad
-from mmtok.data.decode_audio import EXTENSIONS, AudioCaps, EncodedAudio
+from mmtok.data.decode_audio import DEFAULT_CAPS, EXTENSIONS, AudioCaps, EncodedAudio
 from mmtok.data.loudness import Loudness, level
 from mmtok.data.reader import Reader
 from mmtok.data.resample import MARGIN, fit, resample, resampled_length
@@ -83,7 +83,7 @@ class AudioItems:
     text  also read the transcript (`key.txt`); "" where a sample has none
     """
 
-    def __init__(self, reader: Reader, options: ClipOptions, text: bool, caps: AudioCaps = AudioCaps()) -> None:
+    def __init__(self, reader: Reader, options: ClipOptions, text: bool, caps: AudioCaps = DEFAULT_CAPS) -> None:
         self.reader, self.options, self.text, self.caps = reader, options, text, caps
         self.extensions = (*EXTENSIONS, "txt") if text else EXTENSIONS
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmtok.data.audio import AudioItems, ClipOptions, Short
-from mmtok.data.decode_audio import AudioCaps
+from mmtok.data.decode_audio import DEFAULT_CAPS, AudioCaps
 from mmtok.data.index import Index
 from mmtok.data.loudness import Loudness
 from mmtok.data.reader import Reader
@@ -29,7 +29,7 @@ class AudioData(ShardModule):
     loudness      policy for training clips, see `mmtok.data.loudness`; None keeps the recorded level
     silence_db    training crops under this level (dBFS) are drawn again; None keeps them
     speed         [low, high]: playback speed of training clips is drawn from this range
-    visits        "once": every clip once an epoch; "length": once for every `seconds` of it (needs lengths in the index)
+    visits        "once": every clip once an epoch; "length": once for every `seconds` of it
     eval_seconds  only the first so many seconds of evaluation clips; None takes them whole, padded to the longest
     caps          what a file may hold, checked in its header
     """
@@ -57,7 +57,7 @@ class AudioData(ShardModule):
         batches_per_epoch: int | None = None,
         text: bool = False,
         max_bad_fraction: float = 0.01,
-        caps: AudioCaps = AudioCaps(),
+        caps: AudioCaps = DEFAULT_CAPS,
         pin_memory: bool = False,
         start_method: str | None = None,
         cache: str | None = None,

@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
-from mmtok.data.decode import EXTENSIONS, BadSample, EncodedImage
+from mmtok.data.bad import BadSample
 from mmtok.data.index import NAME, Shard, file_sha256, make_shard, parse_index, save_index
-from mmtok.data.sources import MEDIA
+from mmtok.data.media import AUDIO, IMAGES, MEDIA, examine
 from mmtok.data.workers import follow_parent
 
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 256 << 20
 SIDES = (1, 64, 128, 256, 512, 1024, 2048, 4096)
+SECONDS = (0, 1, 2, 5, 10, 30, 60, 600)
 
 
 @dataclass
@@ -31,6 +33,7 @@ class CheckReport:
     bad        (shard, key, reason) of samples that cannot be used
     problems   one line each about shards: cut tars, keys that are not adjacent, doubled members or keys
     histogram  images by short side, lower edges in pixels
+    lengths    audio by length, lower edges in seconds; hours is their sum
     wrote      an index.json was written
     """
 
@@ -41,14 +44,16 @@ class CheckReport:
     bad: list[tuple[str, str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     histogram: dict[int, int] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
+    hours: float = 0.0
     wrote: bool = False
 
 
 def check_shards(folder: Path, rewrite: bool = False, workers: int = 1, progress: bool = True) -> CheckReport:
-    """Decode every image of folder/*.tar; write index.json where there is none, or with `rewrite`.
+    """Decode every image and sound of folder/*.tar; write index.json where there is none, or with `rewrite`.
 
     An index that disagrees with the shards is a problem, not overwritten without `rewrite`. Bad
-    samples stay in the index: training skips and counts them. Audio and video members are indexed as they are.
+    samples stay in the index: training skips and counts them. Video members are indexed as they are.
     """
     tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not tars:
@@ -60,6 +65,7 @@ def check_shards(folder: Path, rewrite: bool = False, workers: int = 1, progress
         old = parse_index((folder / NAME).read_bytes(), str(folder / NAME))
     report, shards, seen, doubled = CheckReport(folder), [], set[str](), 0
     sides: Counter[int] = Counter()
+    lengths: Counter[int] = Counter()
     # spawn: forking a process that already runs torch threads can deadlock
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=follow_parent) as pool:
@@ -74,7 +80,11 @@ def check_shards(folder: Path, rewrite: bool = False, workers: int = 1, progress
             keys = {shard.key(row) for row in range(len(shard))}
             doubled += len(keys & seen)
             seen |= keys
-            for side in shard.sizes.min(1).tolist():
+            sound = _has(shard, AUDIO) & ~_has(shard, IMAGES) & (shard.sizes[:, 0] > 0)
+            for seconds in (shard.sizes[sound, 1] / shard.sizes[sound, 0]).tolist():
+                lengths[max(edge for edge in SECONDS if edge <= seconds)] += 1
+                report.hours += seconds / 3600
+            for side in shard.sizes[~sound].min(1, initial=1 << 30).tolist():
                 if side:
                     sides[max(edge for edge in SIDES if edge <= side)] += 1
             shards.append(shard)
@@ -85,6 +95,7 @@ def check_shards(folder: Path, rewrite: bool = False, workers: int = 1, progress
         report.problems.append(f"{doubled} keys occur in more than one shard")
     report.shards, report.samples = len(shards), sum(len(s) for s in shards)
     report.bytes, report.histogram = sum(s.bytes for s in shards), dict(sorted(sides.items()))
+    report.lengths = dict(sorted(lengths.items()))
     if old is None and report.samples:
         save_index(folder, shards)
         report.wrote = True
@@ -126,7 +137,7 @@ def scan_shard(path: Path) -> tuple[Shard, list[tuple[str, str]], list[str]]:
     keys, rows, sizes, bad = [], [], [], []
     with open(path, "rb") as file:
         for key, row in members.items():
-            media = [ext for ext in EXTENSIONS if ext in row]
+            media = [ext for ext in (*IMAGES, *AUDIO) if ext in row]
             size = (0, 0)
             if media:
                 offset, length = row[media[0]]
@@ -134,9 +145,7 @@ def scan_shard(path: Path) -> tuple[Shard, list[tuple[str, str]], list[str]]:
                     if length > MAX_MEMBER_BYTES:
                         raise BadSample("too_large", f"member of {length} bytes")
                     file.seek(offset)
-                    image = EncodedImage(file.read(length))
-                    image.pixels(reduce=8)
-                    size = image.size
+                    size = examine(media[0], file.read(length))
                 except BadSample as error:
                     bad.append((key, str(error)))
             elif not any(ext in row for ext in MEDIA):
@@ -166,6 +175,15 @@ def _tar_members(path: Path, problems: list[str]):  # type: ignore[no-untyped-de
         problems.append(f"the tar cannot be read to its end ({error}); samples before that are kept")
     if others:
         problems.append(f"{others} links or special files ignored")
+
+
+def _has(shard: Shard, extensions: tuple[str, ...]) -> NDArray[np.bool_]:
+    """bool [n]: samples with a member among these."""
+    found = np.zeros(len(shard), dtype=bool)
+    for ext in extensions:
+        if ext in shard.members:
+            found |= shard.members[ext][:, 0] >= 0
+    return found
 
 
 def _compare(old: Shard | None, new: Shard) -> list[str]:

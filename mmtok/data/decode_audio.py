@@ -1,4 +1,4 @@
-"""Audio bytes -> float samples, safely. The header is read first: caps on rate, channels and seconds hold before decoding.
+"""Audio bytes -> float samples, safely. Caps on rate, channels and seconds are checked in the header.
 
 Legend: C channels, n samples of a stretch, both as stored.
 
@@ -35,6 +35,9 @@ class AudioCaps:
     min_rate: int = 0
 
 
+DEFAULT_CAPS = AudioCaps()
+
+
 class EncodedAudio:
     """An audio file whose header is read and whose samples are not.
 
@@ -43,7 +46,7 @@ class EncodedAudio:
     frames    samples a channel, as the header says
     """
 
-    def __init__(self, data: bytes, ext: str, caps: AudioCaps = AudioCaps()) -> None:
+    def __init__(self, data: bytes, ext: str, caps: AudioCaps = DEFAULT_CAPS) -> None:
         """Raises BadSample: empty, unsupported, corrupt, truncated, too_large, low_rate."""
         if not data:
             raise BadSample("empty", "0 bytes")
@@ -139,7 +142,7 @@ def _probe(data: bytes) -> tuple[int, int, int]:
 
 
 def _decode_g722(data: bytes) -> NDArray[np.float32]:
-    """float32 [1, 2 * bytes]. The coder is adaptive, so that only the whole file decodes exactly (2000 times real time)."""
+    """float32 [1, 2 * bytes]. The coder is adaptive: only a whole file decodes exactly (at 2000 times real time)."""
     import av
 
     codec = av.CodecContext.create("g722", "r")

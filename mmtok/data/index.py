@@ -3,7 +3,7 @@
     {"format_version": 1, "samples": 2, "bytes": 10240, "shards": [
       {"name": "000000.tar", "samples": 2, "bytes": 10240, "sha256": "...", "keys": ["a", "b"],
        "members": {"jpg": [512, 3000, 4608, 2800], "json": [4096, 20, -1, 0]},   offset, bytes; -1 absent
-       "sizes": [480, 640, 0, 0]}]}                                              H, W; 0 unknown
+       "sizes": [480, 640, 0, 0]}]}                         H, W, or Hz, samples of audio; 0 unknown
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Shard:
 
     keys     bytes [n] (utf-8, fixed width)
     members  per extension int64 [n, 2]: offset and size in bytes, offset -1 where a sample lacks it
-    sizes    int32 [n, 2]: H, W after EXIF rotation, 0 where unknown
+    sizes    int32 [n, 2]: H, W after EXIF rotation, or Hz and samples of audio, 0 where unknown
     """
 
     url: str
@@ -68,7 +68,7 @@ class Index:
         return shard, int(sample - self.starts[shard])
 
     def sizes(self) -> NDArray[np.int32]:
-        """int32 [N, 2]: H, W of every sample, 0 where unknown."""
+        """int32 [N, 2]: H, W (or Hz, samples) of every sample, 0 where unknown."""
         return np.concatenate([shard.sizes for shard in self.shards])
 
 

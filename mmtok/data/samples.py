@@ -1,4 +1,5 @@
 """`samples:image`: real photographs that every install can find offline, split by whole photograph.
+Sounds are listed in `mmtok.data.audio_samples`; this file also writes any set to shards.
 
 They come from packages that carry photographs as files (the `demo` extra) and, where installed, from Debian
 packages. Files are located without importing anything. Every name is listed: a photograph belongs to train or
@@ -18,7 +19,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAIN, HELDOUT = "train", "heldout"
+from mmtok.data.audio_samples import AUDIO_SETS, HELDOUT, TRAIN, SampleClip, find_clips
+
 SHORT_SIDE = 512  # of training photographs as ShardData materialises them; held-out ones keep their bytes
 
 
@@ -106,7 +108,7 @@ def find_photos(name: str) -> list[Photo]:
     ValueError when the set is unknown or nothing of it is installed.
     """
     if name not in SETS:
-        raise ValueError(f"{name}: no such sample set; there are {', '.join(SETS)}")
+        raise ValueError(f"{name}: no such sample set; there are {', '.join([*SETS, *AUDIO_SETS])}")
     photos = []
     for group in SETS[name]:
         for split, names in ((TRAIN, group.train), (HELDOUT, group.heldout)):
@@ -122,12 +124,17 @@ def find_photos(name: str) -> list[Photo]:
     return sorted(photos, key=lambda photo: photo.name)
 
 
+def find_samples(name: str) -> list[Photo] | list[SampleClip]:
+    """What there is of any sample set. ValueError when the set is unknown or nothing of it is installed."""
+    return find_clips(name) if name in AUDIO_SETS else find_photos(name)
+
+
 def materialise(name: str, cache: Path) -> Path:
-    """The folder holding train/ and heldout/ shards of a sample set; written once per set of photographs found."""
+    """The folder holding train/ and heldout/ shards of a sample set; written once per set of files found."""
     from mmtok.data.write import make_samples
 
-    photos = find_photos(name)
-    present = "\n".join(f"{photo.name} {photo.path.stat().st_size}" for photo in photos)
+    files = find_samples(name)
+    present = "\n".join(f"{file.name} {file.path.stat().st_size}" for file in files)
     digest = hashlib.sha256(f"{SHORT_SIDE}\n{present}".encode()).hexdigest()[:12]
     folder = cache / "samples" / f"{name.partition(':')[2]}-{digest}"
     if not folder.exists():

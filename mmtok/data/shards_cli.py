@@ -22,8 +22,8 @@ def make(
 
     Args:
         source: a folder, a folder of class folders, a .csv/.tsv/.jsonl manifest (path, text, ...), Parquet, or
-            samples:image.
-        destination: a new or empty folder. samples:image makes train/ and heldout/ in it.
+            a sample set: samples:image, samples:audio.
+        destination: a new or empty folder. A sample set makes train/ and heldout/ in it.
         samples_per_shard: at most this many samples a shard.
         shard_bytes: and at most this many bytes of media.
         short_side: resize larger images to this short side and store JPEG; by default bytes are kept.
@@ -62,6 +62,11 @@ def describe(report: Report | CheckReport) -> str:
         total = max(1, sum(report.histogram.values()))
         for edge, count in report.histogram.items():
             lines.append(f"  short side >= {edge:5d} px {count:8d}  {'#' * round(40 * count / total)}")
+        total = max(1, sum(report.lengths.values()))
+        for edge, count in report.lengths.items():
+            lines.append(f"  length     >= {edge:5d} s  {count:8d}  {'#' * round(40 * count / total)}")
+        if report.lengths:
+            lines.append(f"  {report.hours:.2f} hours of audio")
         lines += [f"  problem: {problem}" for problem in report.problems]
         lines += [f"  bad: {shard} {key}: {reason}" for shard, key, reason in report.bad]
         if report.wrote:

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmtok.data.decode import EXTENSIONS
-from mmtok.data.samples import find_photos
-
-MEDIA = (*EXTENSIONS, "flac", "wav", "opus", "ogg", "mp3", "mp4", "webm")
+from mmtok.data.media import MEDIA
+from mmtok.data.samples import SampleClip, find_samples
 
 
 @dataclass
@@ -48,15 +46,19 @@ def read_items(source: str) -> Iterator[Item]:
         return _rows(path, _jsonl(path))
     if suffix == ".parquet":
         return _parquet([path])
-    raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image")
+    raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image, samples:audio")
 
 
 def sample_items(name: str, split: str) -> list[Item]:
     """Items of one split of a sample set."""
-    return [
-        Item(p.name, p.path.suffix[1:].lower(), p.path, meta={"licence": p.licence, "source": p.package})
-        for p in find_photos(name) if p.split == split
-    ]
+    items = []
+    for file in find_samples(name):
+        if file.split == split:
+            meta = {"licence": file.licence, "source": file.package}
+            if isinstance(file, SampleClip):
+                meta |= {"speaker": file.speaker, "language": file.language}
+            items.append(Item(file.name, file.path.suffix[1:].lower(), file.path, meta=meta))
+    return items
 
 
 def _folder(root: Path) -> Iterator[Item]:

@@ -19,11 +19,13 @@ import webdataset
 from PIL import Image
 from tqdm import tqdm
 
-from mmtok.data.decode import EXTENSIONS, BadSample, EncodedImage
+from mmtok.data.bad import BadSample
+from mmtok.data.decode import EncodedImage
 from mmtok.data.index import Shard, file_sha256, make_shard, safe_key, save_index
+from mmtok.data.media import IMAGES, MEDIA, examine
 from mmtok.data.order import mix
 from mmtok.data.samples import HELDOUT, TRAIN
-from mmtok.data.sources import MEDIA, Item, read_items, sample_items
+from mmtok.data.sources import Item, read_items, sample_items
 from mmtok.data.workers import follow_parent
 
 
@@ -56,8 +58,8 @@ def make_shards(
 ) -> Report:
     """Write shards and index.json of a source into a new or empty folder.
 
-    Images are decoded once (a JPEG at 1/8) and unusable ones left out and reported. With `shuffle` the samples
-    are laid out in a fixed pseudo-random order, so that a window of shards mixes classes; Parquet keeps its own.
+    Images (a JPEG at 1/8) and audio are decoded once, unusable ones left out and reported. With `shuffle` samples are
+    laid out in a fixed pseudo-random order, so that a window of shards mixes classes; Parquet keeps its own.
     """
     items = read_items(source)
     if shuffle and not _is_parquet(source):
@@ -70,7 +72,7 @@ def make_shards(
 def make_samples(
     name: str, folder: Path, short_side: int | None = None, quality: int = 95, workers: int = 1
 ) -> list[Report]:
-    """folder/train and folder/heldout of a sample set; held-out photographs always keep their bytes."""
+    """folder/train and folder/heldout of a sample set; held-out samples always keep their bytes."""
     reports = []
     for split, encoding in ((TRAIN, Encoding(short_side, quality)), (HELDOUT, Encoding())):
         items = sample_items(name, split)
@@ -198,7 +200,7 @@ def _write_shard(
 
 
 def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[int, int]]:
-    """Members by extension, and (H, W) of an image (0, 0 for other media)."""
+    """Members by extension, and what the index says of the media: see `examine`."""
     if item.ext not in MEDIA:
         raise BadSample("unsupported", f"extension .{item.ext}")
     try:
@@ -207,13 +209,12 @@ def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[in
         raise BadSample("missing", error.strerror or str(error)) from None
     if not data:
         raise BadSample("empty", "0 bytes")
-    ext, size = item.ext, (0, 0)
-    if ext in EXTENSIONS:
+    ext, short = item.ext, encoding.short_side
+    size = (0, 0)
+    if ext in IMAGES and short:
         image = EncodedImage(data)
-        size = image.size
-        short = encoding.short_side
-        if short and min(size) > short:
-            pixels = image.pixels()
+        if min(image.size) > short:
+            size, pixels = image.size, image.pixels()
             scale = short / min(size)
             size = (round(size[0] * scale), round(size[1] * scale))
             stream = io.BytesIO()
@@ -221,8 +222,8 @@ def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[in
             resized.info.clear()  # no EXIF: the pixels are upright now
             resized.save(stream, "JPEG", quality=encoding.quality, subsampling=0)
             ext, data = "jpg", stream.getvalue()
-        else:
-            image.pixels(reduce=8)
+    if size == (0, 0):
+        size = examine(ext, data)
     members = {ext: data}
     if item.text is not None:
         members["txt"] = item.text.encode()
