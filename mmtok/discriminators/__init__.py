@@ -1,6 +1,12 @@
 """Networks that tell real media from reconstructions."""
 
+from mmtok.discriminators.base import Panel, Verdict
 from mmtok.discriminators.blur_patchgan import BlurPatchGAN
 from mmtok.discriminators.patchgan import PatchGAN
+from mmtok.discriminators.spectral import BandedSTFT, MultiMagnitude, MultiResolution, MultiScaleSTFT
+from mmtok.discriminators.waveform import MultiPeriod, MultiScale
 
-__all__ = ["BlurPatchGAN", "PatchGAN"]
+__all__ = [
+    "BandedSTFT", "BlurPatchGAN", "MultiMagnitude", "MultiPeriod", "MultiResolution", "MultiScale", "MultiScaleSTFT",
+    "Panel", "PatchGAN", "Verdict",
+]  # fmt: skip

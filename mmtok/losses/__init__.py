@@ -1,14 +1,18 @@
 """Loss terms that `mmtok.training.Objective` composes; each is one class with plain arguments."""
 
-from mmtok.losses.adversarial import Adversarial, GANLoss, Hinge, HingeNonSaturating, NonSaturating, Vanilla
+from mmtok.losses.adversarial import Adversarial
 from mmtok.losses.base import Teacher, Term
 from mmtok.losses.distillation import ProxyCodes
 from mmtok.losses.entropy import CodeEntropy
 from mmtok.losses.features import FeatureContrast
+from mmtok.losses.gan import GANLoss, Hinge, HingeNonSaturating, LeastSquares, NonSaturating, Vanilla
+from mmtok.losses.matching import FeatureMatching
 from mmtok.losses.perceptual import ConvNeXtLogits, Perceptual
 from mmtok.losses.reconstruction import L1, L2, LogCosh
+from mmtok.losses.spectral import DACSTFT, DACMel, EnCodecMel, HiFiGANMel, MultiResolutionSTFT, VocosMel
 
 __all__ = [
-    "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "FeatureContrast", "GANLoss", "Hinge",
-    "HingeNonSaturating", "LogCosh", "NonSaturating", "Perceptual", "ProxyCodes", "Teacher", "Term", "Vanilla",
+    "DACSTFT", "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "DACMel", "EnCodecMel", "FeatureContrast",
+    "FeatureMatching", "GANLoss", "HiFiGANMel", "Hinge", "HingeNonSaturating", "LeastSquares", "LogCosh",
+    "MultiResolutionSTFT", "NonSaturating", "Perceptual", "ProxyCodes", "Teacher", "Term", "Vanilla", "VocosMel",
 ]  # fmt: skip

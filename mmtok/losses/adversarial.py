@@ -5,63 +5,27 @@ Legend: B batch; logits have any shape.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.discriminators import Verdict
 from mmtok.losses.base import Term, Terms, reconstruction_of
+from mmtok.losses.gan import GANLoss, Hinge
+from mmtok.losses.matching import FeatureMatching
 from mmtok.types import Batch, Reconstruction
 
 
-class GANLoss:
-    """How logits become losses: float32 scalars."""
-
-    def generator(self, fake: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class Hinge(GANLoss):
-    """Hinge loss (arXiv 1705.02894); the discriminator's two halves are averaged."""
-
-    def generator(self, fake: Tensor) -> Tensor:
-        return -fake.mean()
-
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
-
-
-class NonSaturating(GANLoss):
-    """Binary cross-entropy; the generator maximises log D(fake) (arXiv 1406.2661)."""
-
-    def generator(self, fake: Tensor) -> Tensor:
-        return F.softplus(-fake).mean()
-
-    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
-
-
-class Vanilla(NonSaturating):
-    """Cross-entropy for the discriminator, -mean logit for the generator: VQGAN's "vanilla"."""
-
-    def generator(self, fake: Tensor) -> Tensor:
-        return -fake.mean()
-
-
-class HingeNonSaturating(Hinge):
-    """Hinge loss for the discriminator, cross-entropy for the generator (MAGVIT-v2's trainers: Open-MAGVIT2, IBQ)."""
-
-    def generator(self, fake: Tensor) -> Tensor:
-        return F.softplus(-fake).mean()
-
-
 class Adversarial(Term):
-    """Generator term `<name>`, discriminator terms `<name>_disc` and, with `lecam`, `<name>_lecam`.
+    """Generator terms `<name>` and, with `features`, `<name>_features`; discriminator terms `<name>_disc` and, with
+    `lecam`, `<name>_lecam`.
 
-    network   the discriminator: float [B, C, *S] in [-1, 1] -> logits
-    loss      Hinge, Vanilla, NonSaturating or HingeNonSaturating
+    network   the discriminator: float [B, C, *S] in [-1, 1] -> logits, or a Verdict of several sub-discriminators
+    loss      Hinge, LeastSquares, Vanilla, NonSaturating or HingeNonSaturating
+    features  also match the feature maps of real and decoded media
+    across    joins the losses of sub-discriminators: "mean" (EnCodec, Vocos) or "sum" (HiFi-GAN, DAC, BigCodec)
     start     step at which the discriminator begins to learn
     lead      further steps before the generator feels it, so that it never faces an untrained discriminator
     ramp      steps over which the generator's term then grows linearly to its weight
@@ -76,15 +40,20 @@ class Adversarial(Term):
     def __init__(
         self, network: nn.Module, loss: GANLoss | None = None, start: int = 0, lead: int = 0,
         ramp: int = 0, adaptive: str | None = None, lecam: bool = False, lecam_decay: float = 0.999,
+        features: FeatureMatching | None = None, across: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
         if min(start, lead, ramp) < 0:
             raise ValueError(f"Adversarial: start, lead and ramp must not be negative, got {start}, {lead}, {ramp}")
+        if features is not None and adaptive is not None:
+            raise ValueError("Adversarial.features cannot be combined with Adversarial.adaptive: both would be rescaled")
         self.network = network
+        self.features, self.across = features, across
         self.loss = loss or Hinge()
         self.start, self.lead, self.ramp = start, lead, ramp
         self.adaptive = adaptive
         self.lecam, self.lecam_decay = lecam, lecam_decay
+        self.parts = ("",) if features is None else ("", "features")
         self.discriminator_parts = ("disc", "lecam") if lecam else ("disc",)
         self.register_buffer("ema", torch.zeros(2))  # of mean logits: real, fake
 
@@ -109,7 +78,13 @@ class Adversarial(Term):
     def forward(self, recon: Reconstruction, batch: Batch, step: int) -> Terms:
         if not self.strength(step):
             return {}
-        return {"": self.loss.generator(self.network(reconstruction_of(recon, "Adversarial")).float())}
+        fake = self._judge(reconstruction_of(recon, "Adversarial"), batch)
+        terms = {"": self._join([self.loss.generator(logits) for logits in fake.logits])}
+        if self.features is not None:
+            with torch.no_grad():
+                real = self._judge(batch.x, batch)
+            terms["features"] = self.features(real.maps, fake.maps)
+        return terms
 
     def scale(self, value: Tensor, others: Tensor, step: int) -> Tensor:
         if self.adaptive is not None:
@@ -129,11 +104,11 @@ class Adversarial(Term):
     def discriminator(self, recon: Reconstruction, batch: Batch, step: int) -> Terms:
         if step < self.start:
             return {}
-        real = self.network(batch.x).float()
-        fake = self.network(reconstruction_of(recon, "Adversarial").detach()).float()
-        means = torch.stack([real.mean(), fake.mean()])
+        real = self._judge(batch.x, batch).logits
+        fake = self._judge(reconstruction_of(recon, "Adversarial").detach(), batch).logits
+        means = torch.stack([torch.stack([logits.mean() for logits in side]).mean() for side in (real, fake)])
         self.stats = self.stats | {"real": means[0].detach(), "fake": means[1].detach()}
-        terms = {"disc": self.loss.discriminator(real, fake)}
+        terms = {"disc": self._join([self.loss.discriminator(r, f) for r, f in zip(real, fake, strict=True)])}
         if self.lecam:
             before = self.ema.clone()  # the buffer changes below, before the backward pass
             terms["lecam"] = F.relu(means[0] - before[1]).square() + F.relu(before[0] - means[1]).square()
@@ -146,3 +121,16 @@ class Adversarial(Term):
                 # a non-finite batch is skipped by the task, so it must not stay here either
                 self.ema.lerp_(torch.where(update.isfinite().all(), update, self.ema), 1 - self.lecam_decay)
         return terms
+
+    def _judge(self, x: Tensor, batch: Batch) -> Verdict:
+        """Float32 logits a sub-discriminator; what lies behind the end of shorter clips is silence."""
+        if batch.lengths is not None:
+            inside = torch.arange(x.shape[-1], device=x.device) < batch.lengths[:, None]
+            x = x * inside.view(len(x), *[1] * (x.dim() - 2), -1)
+        found = self.network(x)
+        verdict = found if isinstance(found, Verdict) else Verdict([found], [])
+        return Verdict([logits.float() for logits in verdict.logits], verdict.maps)
+
+    def _join(self, losses: list[Tensor]) -> Tensor:
+        stacked = torch.stack(losses)
+        return stacked.sum() if self.across == "sum" else stacked.mean()

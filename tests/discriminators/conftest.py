@@ -1,0 +1,6 @@
+"""Shared helpers of loss and discriminator tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "losses"))
