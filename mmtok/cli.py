@@ -74,13 +74,23 @@ def _parser() -> Parser:
         help="folder for shards, run and report: a new one, or an earlier demo, which is replaced",
     )
 
+    _model_commands(commands)
+    return parser
+
+
+def _model_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     command = _add(commands, "list", "tokenizers that load by name, and recipes that train", _list)
+    command.add_argument("--remote", action="store_true", help="published checkpoints that are downloaded on first use")
+
+    command = _add(commands, "fetch", "download published checkpoints into MMTOK_HOME", _fetch)
+    command.add_argument("names", nargs="+", help="names of mmtok list --remote, or hf:owner/name")
+    command.add_argument("--accept-licence", action="store_true", help="consent to non-commercial licences")
 
     command = _add(commands, "import", "convert a published checkpoint to a folder that mmtok loads", _import)
     command.add_argument("system", help="a module of mmtok.importers: titok, taming, llamagen, ...")
     command.add_argument("checkpoint", type=Path, help="the published file, or its folder with config")
     command.add_argument("--out", type=Path, required=True, help="new folder")
-    return parser
+    command.add_argument("--keys", action="store_true", help="print what became of every key (import.yaml has it too)")
 
 
 def _file_commands(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -103,7 +113,7 @@ def _shard_commands(commands: argparse._SubParsersAction[Parser]) -> None:
         required=True, metavar="command"
     )
     command = _add(shards, "make", "media to tar shards with an index", _shards_make)
-    command.add_argument("source", help="a folder, ImageFolder, .csv/.jsonl/.parquet manifest, or samples:image, samples:audio")
+    command.add_argument("source", help="folder, .csv/.jsonl/.parquet manifest, or samples:image, samples:audio")
     command.add_argument("out", type=Path, help="new folder")
     command.add_argument("--samples-per-shard", type=int, default=1000)
     command.add_argument("--shard-bytes", type=int, default=1 << 30, help="bytes of media a shard may hold")
@@ -159,22 +169,45 @@ def _decode(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from mmtok.listing import print_listing
+    from mmtok.listing import print_listing, print_remote
 
-    print_listing()
+    print_remote() if options.remote else print_listing()
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from mmtok.hub import resolve
+
+    for name in options.names:
+        print(f"{name}: {resolve(name, options.accept_licence or _ask(name))}")
+
+
+def _ask(name: str) -> bool:
+    """Consent to a non-commercial licence, asked for on a terminal only."""
+    from mmtok.catalogue import published
+
+    entry = published().get(name)
+    if entry is None or not entry.non_commercial or not sys.stdin.isatty():
+        return False
+    return input(f"{name}: the weights are {entry.licence}, not for commercial use. Accept? [y/N] ").lower() == "y"
 
 
 def _import(options: argparse.Namespace) -> None:
+    import yaml
+
     from mmtok.hub import save
     from mmtok.importers import instantiate, read_published
+    from mmtok.importers.record import describe, key_record
 
     if options.out.exists():
         raise ValueError(f"{options.out} exists: give another --out")
     converted = read_published(options.system, options.checkpoint)
-    tokenizer = instantiate(converted)
-    for key, reason in converted.dropped.items():
-        print(f"dropped {key}: {reason}")
-    print(f"wrote {save(tokenizer, options.out)}, tokenizer id {tokenizer.tokenizer_id}")
+    tokenizer = instantiate(converted, options.system)
+    for line in describe(converted, options.keys):
+        print(line)
+    save(tokenizer, options.out)
+    record = {"importer": options.system, "file": options.checkpoint.name} | key_record(converted)
+    (options.out / "import.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    print(f"wrote {options.out}, tokenizer id {tokenizer.tokenizer_id}")
 
 
 def _shards_make(options: argparse.Namespace) -> int:

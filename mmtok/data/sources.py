@@ -46,7 +46,7 @@ def read_items(source: str) -> Iterator[Item]:
         return _rows(path, _jsonl(path))
     if suffix == ".parquet":
         return _parquet([path])
-    raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image, samples:audio")
+    raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image (or audio)")
 
 
 def sample_items(name: str, split: str) -> list[Item]:
