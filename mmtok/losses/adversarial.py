@@ -46,9 +46,10 @@ class Adversarial(Term):
         if min(start, lead, ramp) < 0:
             raise ValueError(f"Adversarial: start, lead and ramp must not be negative, got {start}, {lead}, {ramp}")
         if features is not None and adaptive is not None:
-            raise ValueError("Adversarial.features cannot be combined with Adversarial.adaptive: both would be rescaled")
+            raise ValueError("Adversarial.features cannot be combined with Adversarial.adaptive, which rescales")
         self.network = network
         self.features, self.across = features, across
+        self.balanceable = not ramp and adaptive is None
         self.loss = loss or Hinge()
         self.start, self.lead, self.ramp = start, lead, ramp
         self.adaptive = adaptive

@@ -25,6 +25,7 @@ class Term(nn.Module):
 
     parts: tuple[str, ...] = ("",)
     rescaled = False  # whether `scale` does anything
+    balanceable = True  # whether a gradient balancer may take the place of `scale`
     discriminator_parts: tuple[str, ...] = ()
 
     def __init__(self) -> None:

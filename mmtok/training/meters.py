@@ -57,10 +57,11 @@ def memory() -> dict[str, float]:
 
 
 class UsageMeter:
-    """Usage (share of codes hit) and perplexity of every codebook over all steps since the last reading."""
+    """Usage (share of codes hit), perplexity and share of sent codes over all steps since the last reading."""
 
     def __init__(self) -> None:
         self.counts: list[Tensor] = []
+        self.kept: list[Tensor] = []
 
     @torch.no_grad()
     def update(self, tokens: Tokens) -> None:
@@ -68,6 +69,8 @@ class UsageMeter:
         books = [size for sizes in tokens.codebook_sizes for size in sizes]
         if not self.counts:
             self.counts = [torch.zeros(size, device=tokens.grids[0].device) for size in books]
+        sent = sum(mask.expand_as(grid).sum() for grid, mask in zip(tokens.grids, tokens.keep, strict=True))
+        self.kept.append(sent / sum(grid.numel() for grid in tokens.grids))  # type: ignore[arg-type]
         index = 0
         for grid, mask in zip(tokens.grids, tokens.keep, strict=True):
             kept = mask.expand_as(grid)
@@ -78,7 +81,8 @@ class UsageMeter:
                 index += 1
 
     def read(self) -> dict[str, Tensor]:
-        """Means over codebooks, detached scalars; empty when nothing was counted."""
+        """Detached scalars: means over codebooks, usage of the last one (under depth drop the least trained), and the
+        share of codes that tail drop left; empty when nothing was counted."""
         if not self.counts:
             return {}
         usage, perplexity = [], []
@@ -86,7 +90,9 @@ class UsageMeter:
             p = counts / counts.sum().clamp(min=1)
             usage.append((counts > 0).float().mean())
             perplexity.append((-(p * p.clamp(min=1e-12).log()).sum()).exp())
-        self.counts = []
+        kept = torch.stack(self.kept).mean()
+        self.counts, self.kept = [], []
         return {
-            "code/window_usage": torch.stack(usage).mean(), "code/window_perplexity": torch.stack(perplexity).mean()
+            "code/window_kept": kept, "code/window_usage": torch.stack(usage).mean(),
+            "code/window_perplexity": torch.stack(perplexity).mean(), "code/window_last_usage": usage[-1],
         }  # fmt: skip
