@@ -1,0 +1,242 @@
+"""Convolutional causal video tokenizers: one code per block of pixels and frames, whole or as the frames arrive.
+
+Legend: B batch, T H W video, t h w code grid, st s strides in time and space, Z encoder channels, D code dimension.
+
+VidTok FSQ (arXiv 2412.13061) and Cosmos DV (arXiv 2501.03575) are this class with other parts: see configs/video/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtok.nn.stream import Causal, Stream
+from mmtok.quantizers.base import Quantizer
+from mmtok.taildrop import TailDrop
+from mmtok.tokenizer import Tokenizer
+from mmtok.types import Batch, Quantized, Spec, Tokens
+
+
+@dataclass(frozen=True)
+class VideoStream:
+    """What a video tokenizer remembers between two chunks; `stream_state` makes one.
+
+    waiting       frames [B, 3, n, H, W], in the model's range, that do not fill a block yet
+    heard, sent   frames that arrived at the encoder, latent frames that left it
+    told, played  frames the received tokens stand for, frames that left the decoder
+    """
+
+    batch: int
+    num_tokens: int | None
+    encoder: Stream
+    decoder: Stream
+    waiting: Tensor | None = None
+    heard: int = 0
+    sent: int = 0
+    told: int = 0
+    played: int = 0
+
+
+class ConvVideoTokenizer(Tokenizer):
+    """x [B, 3, T, H, W] -> codes [B, K, t, h, w] -> x, with t = 1 + (T - 1) / st, h = H / s; any size and duration.
+
+    The first frame has a latent frame of its own, so a lone image (T = 1) is coded as frame 0 of any video is. Frames
+    are filled up to 1 + n st and pixels to multiples of s by repeating the last; decoding crops them.
+
+    encoder     x [B, 3, 1 + n st, H, W] -> [B, Z, 1 + n, h, w], such as `ConvEncoder3d`; has `stride` and `z_channels`
+    quantizer   works on D channels
+    decoder     [B, Z, 1 + n, h, w] -> x [B, 3, 1 + n st, H, W]
+    size        reference (T, H, W) for `spec`
+    rate        frames per second the model is trained at; for `spec` only
+    quant_conv  1x1x1 convolutions Z -> D before and D -> Z after the quantizer; without them Z must equal D
+    piece       latent frames that go through the networks at once in `encode` and `decode`, which bounds their memory;
+                codes and values are those of the whole. None: all
+    tail        what is dropped while training; in a stream a policy over blocks of frames
+    """
+
+    modality = "video"
+    causal = True
+
+    def __init__(
+        self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, size: tuple[int, int, int] = (17, 256, 256),
+        rate: float | None = None, quant_conv: bool = False, piece: int | None = None, tail: TailDrop | None = None,
+        unit_range: bool = False,
+    ) -> None:
+        stride = tuple(encoder.stride)  # type: ignore[arg-type]
+        if stride != tuple(decoder.stride):  # type: ignore[arg-type]
+            raise ValueError(f"tokenizer: encoder.strides give {list(stride)}, decoder.strides {list(decoder.stride)}")
+        if piece is not None and piece < 1:
+            raise ValueError(f"tokenizer.piece must be positive or null, got {piece}")
+        super().__init__(encoder, quantizer, decoder, stride, size, tail, unit_range)
+        self.rate = rate
+        self.piece = piece
+        widths = (int(encoder.z_channels), int(decoder.z_channels))  # type: ignore[arg-type]
+        if not quant_conv and widths != (quantizer.dim, quantizer.dim):
+            raise ValueError(
+                f"tokenizer.quant_conv: z_channels {widths} differ from the quantizer's {quantizer.dim}: make them"
+                " equal or set quant_conv: true"
+            )
+        self.quant_conv: nn.Module = nn.Conv3d(widths[0], quantizer.dim, 1) if quant_conv else nn.Identity()
+        self.post_quant_conv: nn.Module = nn.Conv3d(quantizer.dim, widths[1], 1) if quant_conv else nn.Identity()
+
+    # ---- whole videos -----------------------------------------------------------------------------------------------
+
+    def latents(self, x: Tensor) -> Tensor:
+        """z [B, D, t, h, w] before the quantizer, for x [B, 3, T, H, W] in [-1, 1]."""
+        step = self.stride[0]
+        first, rest = (None, None) if self.piece is None else (1 + (self.piece - 1) * step, self.piece * step)
+        return self.quant_conv(_in_pieces(self.encoder, self._to_model(x), first, rest))
+
+    def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
+        """[B, D, t, h, w] -> padded video [B, 3, T, H, W] in the model's range."""
+        return _in_pieces(self.decoder, self.post_quant_conv(z), self.piece, self.piece)
+
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """(t, h, w) for a video of T, H, W."""
+        frames, *space = size
+        grid = (-(-n // s) for n, s in zip(space, self.stride[1:], strict=True))
+        return (1 + -(-(frames - 1) // self.stride[0]), *grid)
+
+    @property
+    def spec(self) -> Spec:
+        """Strides, codebooks, codes and nominal bits of a video of the reference size."""
+        return replace(super().spec, rate=self.rate)
+
+    # ---- streaming ------------------------------------------------------------------------------------------------
+
+    def stream_state(self, batch: int = 1, num_tokens: int | None = None) -> VideoStream:
+        """Fresh state for both directions; every chunk has `batch` items. num_tokens: as in `encode`, of each chunk."""
+        return VideoStream(batch, num_tokens, Stream(), Stream())
+
+    @torch.no_grad()
+    def encode_chunk(self, x: Tensor, state: VideoStream, last: bool = False) -> tuple[Tokens, VideoStream]:
+        """Codes of the blocks that x [B, 3, any number of frames, H, W] completes; `last` fills the final block.
+
+        The first block is the first frame, every further one st frames. Grids of all chunks, laid end to end along
+        time, are those of `encode` on the whole video. ValueError when frames change size or nothing ever came.
+        """
+        if x.shape[2]:
+            self._check_media(x)
+        self._check_batch(x.shape[0], state)
+        heard = state.heard + x.shape[2]
+        if last and not heard:
+            raise ValueError("encode_chunk: the stream ends without a frame")
+        size = tuple(x.shape[3:])
+        x = self._fill_space(x)
+        if state.waiting is not None:
+            if x.shape[3:] != state.waiting.shape[3:]:
+                raise ValueError(f"encode_chunk: frames change size to {list(size)} px in the middle of the stream")
+            x = torch.cat([state.waiting, x], 2)
+        if last and x.shape[2]:
+            missing = -(x.shape[2] - (0 if state.sent else 1)) % self.stride[0]
+            x = torch.cat([x, x[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
+        ready = self._whole_blocks(x.shape[2], state.sent)
+        stream = state.encoder.next(last)
+        if ready:
+            z = self.quant_conv(_in_pieces(self.encoder, x[:, :, :ready], *self._pieces(state.sent), stream))
+        else:
+            grid = [-(-n // s) for n, s in zip(size, self.stride[1:], strict=True)]
+            z = x.new_zeros(x.shape[0], self.quantizer.dim, 0, *grid)
+        frames = z.shape[2]
+        # frames the sent latents stand for: all that came, or those of the whole blocks
+        sent = state.sent + frames
+        stood = min(heard, self._frames(sent)) - self._frames(state.sent)
+        keep, coding = self.keep_for(z, state.num_tokens if frames else None)
+        quantized = self.quantize(z, keep) if frames else self._nothing(z)
+        counts = torch.tensor([[stood, *size]] * state.batch, dtype=torch.int64)
+        batch = Batch(x, tuple(map(str, range(state.batch))), counts)
+        tokens = self.tokens(quantized, keep, coding, batch)
+        waiting = x[:, :, ready:].clone()
+        return tokens, replace(state, encoder=stream, waiting=waiting, heard=heard, sent=sent)
+
+    @torch.no_grad()
+    def decode_chunk(self, tokens: Tokens, state: VideoStream, last: bool = False) -> tuple[Tensor, VideoStream]:
+        """Frames [B, 3, n, H, W] that are final once these tokens are known; `last` gives out what is held back."""
+        self._check_batch(len(tokens), state)
+        self._check_id(tokens)
+        height, width = tokens.size[0, 1:].tolist()
+        stream = state.decoder.next(last)
+        if tokens.grids[0].shape[2]:
+            z = self.post_quant_conv(self.embed(tokens))
+        else:
+            z = torch.zeros(state.batch, int(self.decoder.z_channels), *tokens.grids[0].shape[2:])  # type: ignore[arg-type]
+            z = z.to(tokens.grids[0].device)
+        told = state.told + int(tokens.size[0, 0])
+        if z.shape[2] or last:
+            x = _in_pieces(self.decoder, z, self.piece, self.piece, stream)[:, :, : told - state.played]
+        else:
+            x = z.new_zeros(state.batch, 3, 0, height, width)
+        x = (x * 2 - 1 if self.unit_range else x)[..., :height, :width].float().clamp(-1, 1)
+        return x, replace(state, decoder=stream, told=told, played=state.played + x.shape[2])
+
+    # ---- sizes ------------------------------------------------------------------------------------------------------
+
+    def _to_model(self, x: Tensor) -> Tensor:
+        x, missing = self._fill_space(x), -(x.shape[2] - 1) % self.stride[0]
+        return torch.cat([x, x[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2) if missing else x
+
+    def _fill_space(self, x: Tensor) -> Tensor:
+        """x in the model's range and memory layout, its right and bottom edges repeated up to multiples of s."""
+        if self.unit_range:
+            x = (x + 1) / 2
+        down, right = (-n % s for n, s in zip(x.shape[3:], self.stride[1:], strict=True))
+        if (down or right) and x.shape[2]:
+            x = F.pad(x, (0, right, 0, down, 0, 0), mode="replicate")
+        elif down or right:
+            x = x.new_zeros(*x.shape[:3], x.shape[3] + down, x.shape[4] + right)
+        return x.contiguous(memory_format=torch.channels_last_3d)
+
+    def _whole_blocks(self, frames: int, sent: int) -> int:
+        """How many of the waiting frames make whole blocks."""
+        step = self.stride[0]
+        if sent:
+            return frames // step * step
+        return 1 + (frames - 1) // step * step if frames else 0
+
+    def _frames(self, latents: int) -> int:
+        """Frames that the first `latents` latent frames stand for."""
+        return 1 + (latents - 1) * self.stride[0] if latents else 0
+
+    def _pieces(self, sent: int) -> tuple[int | None, int | None]:
+        if self.piece is None:
+            return None, None
+        rest = self.piece * self.stride[0]
+        return (rest if sent else 1 + rest - self.stride[0]), rest
+
+    def _check_media(self, x: Tensor) -> None:
+        super()._check_media(x)
+        if x.shape[1] != 3 or not x.numel():
+            raise ValueError(f"encode: expected a video [B, 3, T, H, W] with frames and pixels, got {list(x.shape)}")
+
+    def _check_batch(self, batch: int, state: VideoStream) -> None:
+        if batch != state.batch:
+            raise ValueError(f"stream_state was made for a batch of {state.batch}, the chunk has {batch}")
+
+    def _nothing(self, z: Tensor) -> Quantized:
+        shapes = self.quantizer.shapes(tuple(z.shape[2:]))
+        return Quantized(z, tuple(torch.zeros(z.shape[0], *s, dtype=torch.int64, device=z.device) for s in shapes))
+
+
+def _in_pieces(
+    network: nn.Module, x: Tensor, first: int | None, rest: int | None, stream: Stream | None = None
+) -> Tensor:
+    """network(x [B, C, T, H, W]), `first` and then `rest` frames at a time; all at once without numbers."""
+    if not isinstance(network, Causal):
+        raise ValueError(f"tokenizer: {type(network).__name__} is no causal network (mmtok.nn.stream.Causal)")
+    if first is None or rest is None or x.shape[2] <= first:
+        return network(x, stream)
+    counts = [first, *[rest] * ((x.shape[2] - first) // rest)]
+    counts += [x.shape[2] - sum(counts)] if x.shape[2] > sum(counts) else []
+    if stream is None:
+        stream, ends = Stream(), True
+    else:
+        ends = stream.last
+    parts = []
+    for index, part in enumerate(x.split(counts, 2)):
+        stream.last = ends and index == len(counts) - 1
+        parts.append(network(part, stream))
+    stream.last = ends
+    return torch.cat(parts, 2)
