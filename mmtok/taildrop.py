@@ -6,10 +6,14 @@ and what the length costs in bits. Sources: One-D-Piece (uniform), FlexTok (powe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from mmtok.keep import KeepCoding, Prefix, Shapes
+
+Length = int | Sequence[int] | Tensor  # one for every block, one a block, or one an item and block
 
 
 class TailDrop(nn.Module):
@@ -41,14 +45,33 @@ class TailDrop(nn.Module):
         symbols = torch.stack(columns, 1) - 1
         return self.coding.masks(symbols.expand(batch, -1).to(device), shapes)
 
-    def keep(self, shapes: Shapes, batch: int, length: int | None, device: torch.device | str) -> tuple[Tensor, ...]:
-        """Masks that send the first `length` (all, when None) of every block; ValueError out of range."""
+    def keep(
+        self, shapes: Shapes, batch: int, length: Length | None, device: torch.device | str
+    ) -> tuple[Tensor, ...]:
+        """Masks that send the first `length` (all, when None) of every block; ValueError out of range.
+
+        A list gives every block its own length, int64 [B, blocks] every block of every item.
+        """
         sizes = self.coding.sizes(shapes)
+        if length is not None and not isinstance(length, int):
+            return self._keep_each(shapes, batch, torch.as_tensor(length), device)
         if length is not None and not self.min_length <= length <= max(sizes):
             name = "num_quantizers" if self.coding == Prefix(1) else "num_tokens"
             raise ValueError(f"{name}: this model sends {self.min_length} to {max(sizes)}, got {length}")
         symbols = [min(size, length or size) - 1 for size in sizes]
         return self.coding.masks(torch.tensor(symbols, device=device).expand(batch, -1), shapes)
+
+    def _keep_each(
+        self, shapes: Shapes, batch: int, lengths: Tensor, device: torch.device | str
+    ) -> tuple[Tensor, ...]:
+        sizes = self.coding.sizes(shapes)
+        if lengths.shape not in ((len(sizes),), (batch, len(sizes))):
+            raise ValueError(f"num_tokens: one length for each of {len(sizes)} blocks, got {list(lengths.shape)}")
+        low, high = (int(lengths.amin()), int(lengths.amax())) if lengths.numel() else (self.min_length, 1)
+        if low < self.min_length or bool((lengths.cpu() > torch.tensor(sizes, dtype=torch.int64)).any()):
+            span = f"{self.min_length} to {max(sizes)}"
+            raise ValueError(f"num_tokens: this model sends {span} a block, got {low}..{high}")
+        return self.coding.masks((lengths.to(device) - 1).expand(batch, -1), shapes)
 
 
 class UniformTail(TailDrop):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmtok.keep import Full, KeepCoding, Prefix, Shapes, full_keep
 from mmtok.quantizers.base import Quantizer
-from mmtok.taildrop import TailDrop
+from mmtok.taildrop import Length, TailDrop
 from mmtok.types import Batch, Quantized, Reconstruction, Spec, Tokens
 
 
@@ -144,7 +144,7 @@ class Tokenizer(nn.Module):
         return self.decoder(z, tokens.keep)
 
     def keep_for(
-        self, z: Tensor, num_tokens: int | None = None, num_quantizers: int | None = None
+        self, z: Tensor, num_tokens: Length | None = None, num_quantizers: int | None = None
     ) -> tuple[tuple[Tensor, ...], KeepCoding]:
         """Masks and their coding for the asked length; everything when nothing is asked."""
         shapes = self.quantizer.shapes(tuple(z.shape[2:]))

@@ -2,8 +2,8 @@
 
 Legend: B batch, N blocks, L tokens of a block, M of them memory (the first ones), D width, H heads, W window.
 
-Inside a block everybody sees everybody; of earlier blocks only the memory tokens are seen. With one token a block this is
-an ordinary causal transformer. Sources: ElasticTok (arXiv 2410.08368), AdapTok (arXiv 2505.17011).
+Inside a block everybody sees everybody; of earlier blocks only the memory tokens are seen. With one token a block
+this is an ordinary causal transformer. Sources: ElasticTok (arXiv 2410.08368), AdapTok (arXiv 2505.17011).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENS = 1 << 13  # longer sequences run block by block, so that no mask of thei
 
 @dataclass(frozen=True)
 class Past:
-    """What a transformer remembers of earlier blocks: how many there were, and bool [B, P, M], which tokens are seen."""
+    """What a transformer remembers of earlier blocks: how many there were; bool [B, P, M]: which are seen."""
 
     blocks: int
     seen: Tensor
@@ -38,7 +38,7 @@ class BlockTransformer(Causal):
     own_visible        tokens that are not kept are still seen inside their own block
     window             W in blocks, None: all of the past. A stream remembers the memory of W - 1 blocks
     gated              RMSNorm and SwiGLU without biases, instead of LayerNorm and GELU with them (never in q, k, v)
-    rope_base          rotary positions by the index of a token in the whole sequence, halves of a head's channels paired
+    rope_base          rotary positions by a token's index in the whole sequence, halves of a head's channels paired
     dropout            of attention weights and of both branches, while training
     bias               q, k and v have biases too
     """

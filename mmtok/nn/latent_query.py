@@ -35,7 +35,8 @@ class LatentQueryLayout(nn.Module):
         if frames % patch[0] or image_size % patch[1] or image_size % patch[2]:
             raise ValueError(f"patch {list(patch)} does not fill {frames} frames of {image_size} pixels")
         self.dim, self.num_latents, self.frames, self.blocks = dim, num_latents, frames, blocks
-        self.image_size, self.patch = image_size, tuple(patch)
+        self.image_size = image_size
+        self.patch = (patch[0], patch[1], patch[2])
         self.grid = (image_size // patch[1], image_size // patch[2])
 
     def pieces(self, total: int, start: int) -> list[tuple[int, int, int]]:

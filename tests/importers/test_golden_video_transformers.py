@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mmtok import importers
-from mmtok.types import Batch
 
 ROOTS = [Path(__file__).parents[1] / "golden"] + [Path(p) for p in [os.environ.get("MMTOK_GOLDEN")] if p]
 
@@ -93,3 +92,58 @@ def test_prior_of_larp(folder):
     second = F.cross_entropy(prior.logits(io["prior_round2_input"], table).flatten(0, 1), codes[:, 1:].flatten())
     close(((total / count + second) / 2).view(1), io["prior_ce_two_rounds"])
     prior.rounds = 2
+
+
+def keep_of(io, name, codes):
+    return (io[name].bool().view(codes.shape),)
+
+
+@pytest.mark.parametrize("folder", folders("adaptok"), ids=label)
+@torch.no_grad()
+def test_adaptok(folder):
+    facts, tokenizer, io, converted = load(folder, "adaptok")
+    x = io["x"] * 2 - 1
+    batch = len(x)
+    features = tokenizer.encoder.features(tokenizer._to_model(x))
+    close(features.flatten(1, 4), io["encoder_out"])
+    z = tokenizer.latents(x)
+    close(flat(z), io["projected_z"])
+    tokens = tokenizer.encode(x)
+    assert torch.equal(tokens.codes.view(batch, -1), io["indices"])
+    close(flat(tokenizer.embed(tokens)), io["z_q"])
+    close(tokenizer.quantizer(z).losses["commit"].view(1), io["loss_commit"])
+    close(raw(tokenizer, tokens, 0, 1), io["recon"])
+    for name in "ab":
+        cut = tokenizer.encode(x, num_tokens=torch.tensor(facts[f"keep_{name}"]))
+        keep = keep_of(io, f"mask_{name}", tokens.codes)
+        assert torch.equal(cut.keep[0].expand_as(cut.codes), keep[0])
+        close(raw(tokenizer, cut, 0, 1), io[f"recon_mask_{name}"])
+    losses = tokenizer.quantizer(z, keep_of(io, "mask_a", tokens.codes)).losses
+    close(losses["commit"].view(1), io["loss_commit_mask_a"])
+    close(losses["codebook"].view(1), io["loss_codebook_mask_a"])
+    assert set(tokenizer.state_dict()) - set(converted.source) == {"quantizer.usage"}
+
+
+@pytest.mark.parametrize("folder", folders("adaptok"), ids=label)
+@torch.no_grad()
+def test_prior_and_scorer_of_adaptok(folder):
+    _, tokenizer, io, _ = load(folder, "adaptok")
+    prior, table, codes = tokenizer.prior, tokenizer.quantizer.table(), io["indices"]
+    logits = prior.logits(io["z_q"], table)
+    close(F.cross_entropy(logits.flatten(0, 1), codes[:, 1:].flatten()).view(1), io["prior_ce"])
+    keep = io["mask_a"].bool()
+    places = (~keep).to(torch.int8).argsort(dim=1, stable=True)
+    packed = io["z_q"].gather(1, places[..., None].expand_as(io["z_q"]))
+    places = torch.where(io["packed_mask_a"].bool(), places, io["packed_positions_a"])
+    assert torch.equal(places, io["packed_positions_a"])
+    logits = prior.logits(packed * io["packed_mask_a"][..., None], table, places[:, :-1])
+    wanted = io["prior_logits_mask_a"]
+    sent = io["packed_mask_a"][:1, :-1].bool()
+    close(logits[:1, :, : wanted.shape[2]][sent], wanted[sent])
+    z = tokenizer.embed(tokenizer.encode(io["x"] * 2 - 1))
+    features = tokenizer.encoder.features(tokenizer._to_model(io["x"] * 2 - 1))
+    close(-tokenizer._score(features, z, None).flatten(1), io["scores"])
+    mask = keep.view(z.shape[0], 1, *z.shape[2:])
+    read = mask[:, 0, :, tokenizer.scorer.step - 1 :: tokenizer.scorer.step].flatten(1)
+    # the reference lets dropped latents see only themselves, so that their own scores say nothing
+    close(-tokenizer._score(features, z * mask, mask).flatten(1)[read], io["scores_mask_a"][read])

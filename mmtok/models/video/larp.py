@@ -119,7 +119,7 @@ class LARP(Tokenizer):
             total, count = total + more, count + n
         return total / count.clamp(min=1)
 
-    # ---- streaming ----------------------------------------------------------------------------------------------------
+    # ---- streaming --------------------------------------------------------------------------------------------------
 
     def stream_state(self, batch: int = 1, num_tokens: int | None = None) -> BlockStream:
         """Fresh state for both directions; every block sends `num_tokens` codes (None: all)."""

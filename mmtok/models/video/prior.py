@@ -40,7 +40,7 @@ class CodePrior(nn.Module):
         self.head = nn.Linear(width, dim)
 
     def forward(self, z: Tensor, places: Tensor | None = None) -> Tensor:
-        """z [R, n, D], places int64 [R, n] or None for 0..n-1 -> unit vectors [R, n, D]: each is the guess at the next."""
+        """z [R, n, D], places int64 [R, n] or None for 0..n-1 -> unit vectors [R, n, D]: guesses at the next."""
         positions = self.positions[: z.shape[1]] if places is None else self.positions[places]
         y = F.dropout(self.embed(z) + positions, self.dropout, self.training)
         y = self.transformer(y[:, :, None])[:, :, 0]
@@ -57,7 +57,7 @@ class CodePrior(nn.Module):
         places = None
         wanted = torch.ones_like(codes[:, 1:], dtype=torch.bool)
         if keep is not None:
-            places = (~keep).to(torch.int8).argsort(1, stable=True)
+            places = (~keep).to(torch.int8).argsort(dim=1, stable=True)
             z = z.gather(1, places[..., None].expand_as(z))
             codes, wanted = codes.gather(1, places), keep.gather(1, places)[:, 1:]
             places = places[:, :-1]
