@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from mmtok import hub
-from mmtok.data.module import ShardData
+from mmtok.data.shard_module import ShardModule
 from mmtok.tables import fit_tables
 from mmtok.training.task import TokenizerTask
 
@@ -43,7 +43,7 @@ class Export(pl.Callback):
             return
         self._written = trainer.global_step
         with pl_module.ema.applied(tokenizer) if pl_module.ema is not None else nullcontext():
-            if last and self.tables and isinstance(trainer.datamodule, ShardData):  # type: ignore[attr-defined]
+            if last and self.tables and isinstance(trainer.datamodule, ShardModule):  # type: ignore[attr-defined]
                 # a loader of its own: the run's cursor must not move
                 loader = trainer.datamodule.train_loader(rank=0, world=1)  # type: ignore[attr-defined]
                 fit_tables(tokenizer, islice(loader, self.tables))
