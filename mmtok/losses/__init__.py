@@ -9,10 +9,12 @@ from mmtok.losses.gan import GANLoss, Hinge, HingeNonSaturating, LeastSquares, N
 from mmtok.losses.matching import FeatureMatching
 from mmtok.losses.perceptual import ConvNeXtLogits, Perceptual
 from mmtok.losses.reconstruction import L1, L2, LogCosh
-from mmtok.losses.spectral import DACSTFT, DACMel, EnCodecMel, HiFiGANMel, MultiResolutionSTFT, VocosMel
+from mmtok.losses.semantic import Semantic, SpeechModel
+from mmtok.losses.spectral import DACSTFT, DACMel, EnCodecMel, MultiResolutionSTFT, SpeechTokenizerMel, VocosMel
 
 __all__ = [
-    "DACSTFT", "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "DACMel", "EnCodecMel", "FeatureContrast",
-    "FeatureMatching", "GANLoss", "HiFiGANMel", "Hinge", "HingeNonSaturating", "LeastSquares", "LogCosh",
-    "MultiResolutionSTFT", "NonSaturating", "Perceptual", "ProxyCodes", "Teacher", "Term", "Vanilla", "VocosMel",
+    "DACSTFT", "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "DACMel", "EnCodecMel",
+    "FeatureContrast", "FeatureMatching", "GANLoss", "Hinge", "HingeNonSaturating", "LeastSquares", "LogCosh",
+    "MultiResolutionSTFT", "NonSaturating", "Perceptual", "ProxyCodes", "Semantic", "SpeechModel",
+    "SpeechTokenizerMel", "Teacher", "Term", "Vanilla", "VocosMel",
 ]  # fmt: skip

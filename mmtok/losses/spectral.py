@@ -93,18 +93,18 @@ class EnCodecMel(Term):
         return torch.stack(terms).sum() / self.total
 
 
-class HiFiGANMel(Term):
+class SpeechTokenizerMel(Term):
     """mean |ln mel(x) - ln mel(y)|, HTK mel with triangles of equal area, clipped at 1e-5 (SpeechTokenizer, DM-Codec).
 
-    SpeechTokenizer takes four such terms: (1024, 240), (512, 120), (256, 60), (128, 30) with weights 45, 1, 1, 1.
+    Four such terms are published: (1024, 240), (512, 120), (256, 60), (128, 30) with weights 45, 1, 1, 1.
     """
 
     def __init__(self, sample_rate: int, n_fft: int = 1024, hop: int = 240, n_mels: int = 80) -> None:
         super().__init__()
-        self.mel = MelSpectrum(sample_rate, n_fft, hop, n_mels, area=True, padding="inner", floor=1e-9)
+        self.mel = MelSpectrum(sample_rate, n_fft, hop, n_mels, area=True, padding="inner")
 
     def forward(self, recon: Reconstruction, batch: Batch, step: int) -> Tensor:
-        ours, theirs, counted = _pair(self.mel, recon, batch, "HiFiGANMel")
+        ours, theirs, counted = _pair(self.mel, recon, batch, "SpeechTokenizerMel")
         return _mean((ours.clamp(min=1e-5).log() - theirs.clamp(min=1e-5).log()).abs(), counted)
 
 

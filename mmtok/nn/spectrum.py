@@ -72,7 +72,6 @@ class MelSpectrum(nn.Module):
     """x [B, C, T] -> float32 [B, C, M, N]: mel-weighted |S|**power.
 
     scale, area  see `mel_filters`; other arguments: see `Spectrum`
-    floor        added to |S|^2 before the root (power 1), as HiFi-GAN does
     """
 
     filters: Tensor
@@ -80,22 +79,17 @@ class MelSpectrum(nn.Module):
     def __init__(
         self, sample_rate: int, n_fft: int, hop: int, n_mels: int, win_length: int | None = None, f_min: float = 0.0,
         f_max: float | None = None, power: float = 1.0, scale: Literal["htk", "slaney"] = "htk", area: bool = False,
-        padding: Padding = "centre", normalized: bool = False, floor: float = 0.0,
+        padding: Padding = "centre", normalized: bool = False,
     ) -> None:
         super().__init__()
         self.spectrum = Spectrum(n_fft, hop, win_length, padding, normalized)
-        self.power, self.floor = power, floor
+        self.power = power
         table = mel_filters(sample_rate, n_fft, n_mels, f_min, f_max, scale, area)
         self.register_buffer("filters", table, persistent=False)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         found = self.spectrum(x, lengths)
-        if self.power == 2:
-            found = found.real.square() + found.imag.square()
-        elif self.floor:
-            found = (found.real.square() + found.imag.square() + self.floor).sqrt()
-        else:
-            found = found.abs()
+        found = found.real.square() + found.imag.square() if self.power == 2 else found.abs()
         with torch.autocast(found.device.type, enabled=False):
             return self.filters.float() @ found
 
