@@ -58,6 +58,12 @@ class ClipVision(nn.Module):
         return self.norm_post(y[:, 0])
 
 
+def read_clip(path: Path) -> dict[str, Tensor]:
+    """Weights of an image tower published as transformers' `model.safetensors`, under our names."""
+    state = _read(path)
+    return _ours(state, 1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layers.")))
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"ClipVision.folder: {path} does not exist: download openai/clip-vit-large-patch14")

@@ -39,7 +39,7 @@ def join(source: Tokenizer, base: Tokenizer, trained: bool = False) -> OnBase:
             f" the base's codebook {list(codebook.shape)}"
         )
     if trained and not torch.allclose(state["decoder.codebook"], codebook, atol=1e-6):
-        raise ValueError("karl_base: this tokenizer was trained on another base: its codebook differs from the one given")
+        raise ValueError("karl_base: the source was trained on another base: its codebook differs from the one given")
     joined.load_state_dict(state | {"decoder.codebook": codebook.detach()})
     return joined.eval()  # type: ignore[return-value]
 

@@ -80,7 +80,8 @@ class KARL(OnBase):
         if num_tokens is not None and not 1 <= num_tokens <= self.num_latents:
             raise ValueError(f"num_tokens: this model sends 1 to {self.num_latents}, got {num_tokens}")
         wish = torch.full((len(batch.x),), 0.05 if target is None else target, device=batch.x.device)
-        z, halting = self.encoder(self._to_model(batch.x), self.read_base(batch)[0], wish, num_tokens or self.num_latents)
+        features = self.read_base(batch)[0]
+        z, halting = self.encoder(self._to_model(batch.x), features, wish, num_tokens or self.num_latents)
         keep = torch.sigmoid(halting) <= self.threshold
         # an image that halts everything still needs a code to be decoded from
         keep = keep | (~keep.any(1, keepdim=True) & (halting == halting.amin(1, keepdim=True)))
