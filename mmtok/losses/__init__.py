@@ -11,10 +11,12 @@ from mmtok.losses.perceptual import ConvNeXtLogits, Perceptual
 from mmtok.losses.reconstruction import L1, L2, LogCosh
 from mmtok.losses.semantic import Semantic, SpeechModel
 from mmtok.losses.spectral import DACSTFT, DACMel, EnCodecMel, MultiResolutionSTFT, SpeechTokenizerMel, VocosMel
+from mmtok.losses.video import FrameLikelihood, FramePerceptual
 
 __all__ = [
     "DACSTFT", "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "DACMel", "EnCodecMel",
-    "FeatureContrast", "FeatureMatching", "GANLoss", "Hinge", "HingeNonSaturating", "LeastSquares", "LogCosh",
+    "FeatureContrast", "FeatureMatching", "FrameLikelihood", "FramePerceptual", "GANLoss",
+    "Hinge", "HingeNonSaturating", "LeastSquares", "LogCosh",
     "MultiResolutionSTFT", "NonSaturating", "Perceptual", "ProxyCodes", "Semantic", "SpeechModel",
     "SpeechTokenizerMel", "Teacher", "Term", "Vanilla", "VocosMel",
 ]  # fmt: skip
