@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmtok.hub import catalogue
+from mmtok.catalogue import Entry, catalogue, home, published
 
 
 def recipes() -> dict[str, str]:
@@ -29,11 +29,40 @@ def config_path(name: str) -> Path:
 
 
 def print_listing() -> None:
-    """Prints two tables: tokenizers in the catalogue, and recipes."""
+    """Prints two tables: tokenizers that ship, and recipes."""
     entries: dict[str, dict[str, Any]] = catalogue()
-    print("tokenizers (mmtok.load(name)):")
+    print("tokenizers (mmtok.load(name); published ones: mmtok list --remote):")
     for name, entry in entries.items():
-        print(f"  {name:24s} {entry['modality']:6s} {entry['summary']}  [{entry['licence']}]")
+        if "folder" in entry:
+            print(f"  {name:24s} {entry['modality']:6s} {entry['summary']}  [{entry['licence']}]")
     print("recipes (mmtok train -c <name>):")
     for name, summary in recipes().items():
         print(f"  {name:36s} {summary}")
+
+
+def print_remote() -> None:
+    """Prints the published checkpoints as a table."""
+    entries = list(published(catalogue()).values())
+    rows = [("name", "kind", "weights", "M", "published numbers", "from")]
+    rows += [(*_row(entry), _origin(entry)) for entry in entries]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]).rstrip())
+    print(
+        f"M: million parameters, as published. Numbers: each under its authors' protocol (docs/models.md)."
+        f" NC: not for commercial use, asks for consent. +: already in {home()}"
+    )
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    here = "+" if (home() / "tokenizers" / entry.name / "config.yaml").is_file() else ""
+    numbers = " ".join(f"{key} {value:g}" for key, value in entry.numbers.items()) or "-"
+    parameters = "-" if entry.parameters is None else f"{entry.parameters:g}"
+    licence = entry.licence.split(" (")[0] + (" NC" if entry.non_commercial else "")
+    return entry.name + here, entry.modality, licence, parameters, numbers
+
+
+def _origin(entry: Entry) -> str:
+    if entry.repositories:
+        return ", ".join(f"hf:{repository}" for repository in sorted(entry.repositories))
+    return entry.files[entry.weights].split("://")[1].split("/")[0]

@@ -8,12 +8,15 @@ A module has
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
+from collections.abc import Iterator
 
+from mmtok.build import build
 from mmtok.importers.containers import read
-from mmtok.importers.keymap import Converted, check_complete
+from mmtok.importers.keymap import Config, Converted, check_complete
 from mmtok.tokenizer import Tokenizer
 
 
@@ -22,28 +25,48 @@ def load(family: str, path: str | os.PathLike[str]) -> Tokenizer:
 
     family  module of this package: "titok", "maskgit_vqgan", "taming", ... (`families()` lists them)
     path    weights file, or a folder with weights and config as published
-    ValueError names the file, the key and the mend.
+    ValueError names the system, the file or key, and the mend.
     """
-    return instantiate(read_published(family, path))
+    return instantiate(read_published(family, path), family)
 
 
-def instantiate(converted: Converted) -> Tokenizer:
+def instantiate(converted: Converted, family: str = "") -> Tokenizer:
     """The tokenizer of `read_published`, in eval mode; ValueError when keys or shapes differ from the model's."""
-    from mmtok.hub import build
-
     tokenizer = build(converted.config)
-    check_complete(converted.state, tokenizer.state_dict())
+    with _naming(family):
+        check_complete(converted.state, tokenizer.state_dict())
     tokenizer.load_state_dict(converted.state)
     return tokenizer.eval()
 
 
-def read_published(family: str, path: str | os.PathLike[str]) -> Converted:
-    """Config and weights of a published checkpoint, with what became of every key."""
+def read_published(family: str, path: str | os.PathLike[str], published: Config | None = None) -> Converted:
+    """Config and weights of a published checkpoint, with what became of every key.
+
+    published  the published settings; None reads the config file beside the weights, where there is one
+    """
     if family not in families():
         raise ValueError(f"importer {family!r} does not exist: choose one of {', '.join(families())}")
     module = importlib.import_module(f"mmtok.importers.{family}")
-    published, state = read(path)
-    return module.convert(state, module.facts(published, state))
+    beside, state = read(path)
+    with _naming(family):
+        return module.convert(state, module.facts(beside if published is None else published, state))
+
+
+@contextlib.contextmanager
+def _naming(family: str) -> Iterator[None]:
+    """Errors name the system; a key that is not there is the user's file, not our bug."""
+    mend = "is it a file of another system, or a part of one? The systems are " + ", ".join(families())
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"importer {family}: neither the weights nor the config beside them hold {error}: {mend}"
+        ) from None
+    except ValueError as error:
+        text = str(error)
+        if not family or f"importer {family}" in text:
+            raise
+        raise ValueError(f"importer {family}: {text.removeprefix('importer: ')}; {mend}") from None
 
 
 def families() -> list[str]:

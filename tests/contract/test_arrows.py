@@ -8,12 +8,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # a room may import from the rows above it, and from its neighbours within {}
 LAYERS = (
-    "keep kernels weights coder console configs checkpoints",
-    "types taildrop nn",
+    "keep kernels weights coder console configs checkpoints download",
+    "types taildrop nn catalogue",
     "quantizers data discriminators",
     "tokenizer",
-    "models hub bitstream tables",
-    "importers losses files listing {metrics report}",
+    "models build bitstream tables",
+    "importers folder",
+    "published",
+    "hub",
+    "losses files listing export {metrics report}",
+    "evaluate_audio",
     "training evaluate",
     "demo",
     "cli",
