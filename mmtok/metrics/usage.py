@@ -46,11 +46,12 @@ class CodebookUsage:
 class Usage(Metric):
     """Counts of sent codes per codebook, optionally by position (in equal bins when a full table would be too large).
 
-    Create it with `Usage.like(tokens)`: shapes come from the first tokens; all batches must have the same.
+    Create it with `Usage.like(tokens)`: shapes come from the first tokens; all batches must have the same. Counts that
+    are not by position take any number of positions (audio of any length).
     """
 
     def __init__(self, shapes: Shapes, sizes: tuple[tuple[int, ...], ...], by_position: bool) -> None:
-        self.shapes, self.sizes = shapes, sizes
+        self.shapes, self.sizes, self.by_position = shapes, sizes, by_position
         states: dict[str, Tensor] = {}
         self.bins: list[int] = []
         for index, (shape, books) in enumerate(zip(shapes, sizes, strict=True)):
@@ -68,12 +69,12 @@ class Usage(Metric):
 
     def update(self, tokens: Tokens) -> None:
         """Counts the sent codes of a batch."""
-        if tokens.shapes != self.shapes:
+        if self.by_position and tokens.shapes != self.shapes:
             raise ValueError(f"usage: token shapes changed from {self.shapes} to {tokens.shapes}; evaluate one size")
         for index, (grid, mask) in enumerate(zip(tokens.grids, tokens.keep, strict=True)):
             counts = self.states[f"counts{index}"]
             books, bins, size = counts.shape
-            position = torch.arange(grid[0, 0].numel(), device=grid.device) // self.bins[index]
+            position = (torch.arange(grid[0, 0].numel(), device=grid.device) // self.bins[index]).clamp(max=bins - 1)
             book = torch.arange(books, device=grid.device)[:, None]
             cell = (book * bins + position) * size + grid.flatten(2)
             sent = mask.expand_as(grid).flatten(2)

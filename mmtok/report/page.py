@@ -8,19 +8,23 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from mmtok.report.audio_result import AudioResult
 from mmtok.report.chart import Curve, Point, line_chart
 from mmtok.report.labels import label, quality_keys
 from mmtok.report.pictures import gallery
 from mmtok.report.plots import curves
 from mmtok.report.result import EvaluationResult, Row
+from mmtok.report.sounds import listening
 from mmtok.report.table import columns
 
 PICTURE_BUDGET = 4_000_000  # bytes of data URIs; the whole page stays below 5 MB
+SOUND_BUDGET = 6_000_000
 MAX_POSITION_CURVES = 8
 NEAREST = (
     "Codecs are shown at the setting whose file is nearest in bytes to ours, reduced to a half or a quarter first"
     " where that is nearer."
 )
+NEAREST_SOUND = "Codecs play at the setting whose file is nearest in bytes to ours."
 
 
 def write_report(folder: str | Path, result: EvaluationResult) -> Path:
@@ -37,11 +41,16 @@ def write_report(folder: str | Path, result: EvaluationResult) -> Path:
 
 def render(result: EvaluationResult) -> str:
     """The page as text."""
-    samples, stored = gallery(result.samples, PICTURE_BUDGET)
+    sound = isinstance(result, AudioResult)
+    if isinstance(result, AudioResult):
+        samples, stored = listening(result.clips, SOUND_BUDGET)
+    else:
+        samples, stored = gallery(result.samples, PICTURE_BUDGET)
     first = len(result.lengths) - 1 if len(result.lengths) < 3 else len(result.lengths) // 2
+    prices = {"kbps": "kbps_file"} if sound else {"bytes": "bytes_file", "bpp": "bpp_file"}
     steps = [
-        {"label": row.label, "bytes": row.values["bytes_file"], "bpp": row.values["bpp_file"],
-         "quality": " · ".join(label(k).sentence(row.values[k]) for k in _per_image(row))}
+        {"label": row.label, **{name: row.values[key] for name, key in prices.items()},
+         "quality": " · ".join(label(k).sentence(row.values[k]) for k in _per_item(row))}
         for row in result.lengths
     ]
     data = json.dumps({"steps": steps, "start": first, "samples": samples}, allow_nan=False)
@@ -49,21 +58,23 @@ def render(result: EvaluationResult) -> str:
     parts = {
         "title": escape(f"{result.model}: evaluation"),
         "css": (resources / "page.css").read_text("utf-8"),
-        "js": (resources / "page.js").read_text("utf-8"),
+        "js": (resources / ("audio.js" if sound else "page.js")).read_text("utf-8"),
+        "slider": "Rate" if sound else "Length",
+        "noun": result.noun,
         "model": escape(result.model),
         "summary": escape(_summary(result)),
         "last": str(len(steps) - 1),
         "start": str(first),
         "stored": escape(stored),
-        "nearest": NEAREST if result.anchors else "",
+        "nearest": (NEAREST_SOUND if sound else NEAREST) if result.anchors else "",
         "legend": _legend(result),
         "charts": "".join(_rate_charts(result)),
         "bits": _bits_chart(result),
         "usage": _usage(result),
-        "table": _table(result.lengths),
+        "table": _table(result.lengths, [result.original] if isinstance(result, AudioResult) else []),
         "anchors": _anchors(result),
         "floors": _floors(result),
-        "notes": "".join(f"<li>{escape(note)}</li>" for note in result.notes),
+        "notes": "".join(f"<li>{escape(note)}</li>" for note in result.notes) + _failures(result),
         "facts": _facts(result),
         "data": data.replace("<", "\\u003c"),
     }
@@ -73,13 +84,21 @@ def render(result: EvaluationResult) -> str:
     return page
 
 
-def _per_image(row: Row) -> list[str]:
-    return [key for key in quality_keys(row.values) if key.startswith(("psnr", "ssim", "lpips"))]
+def _per_item(row: Row) -> list[str]:
+    shown = ("psnr", "ssim", "lpips", "distillmos", "utmos", "pesq", "stoi")
+    return [key for key in quality_keys(row.values) if key.startswith(shown)]
 
 
 def _summary(result: EvaluationResult) -> str:
-    size = f"{result.size[0]} × {result.size[1]} px"
-    return f"{result.images:,} held-out images of {result.data} at {size}, {_duration(result.seconds)}"
+    return f"{result.subject}, held out, of {result.data}; {_duration(result.seconds)}"
+
+
+def _failures(result: EvaluationResult) -> str:
+    """Every utterance a metric has no value for, by name."""
+    if not isinstance(result, AudioResult) or not result.failures:
+        return ""
+    lines = "".join(f"<li>{escape(f'{f.utterance}: {f.metric}: {f.reason}')}</li>" for f in result.failures)
+    return f"<li><details><summary>{len(result.failures)} failures by name</summary><ul>{lines}</ul></details></li>"
 
 
 def _duration(seconds: float) -> str:
@@ -88,9 +107,14 @@ def _duration(seconds: float) -> str:
 
 def _legend(result: EvaluationResult) -> str:
     names = {"mmtok": "this model"} | {row.series: row.series for row in result.anchors}
-    keys = " ".join(f'<span class="key {kind.lower()}">{escape(name)}</span>' for kind, name in names.items())
+    keys = " ".join(f'<span class="key {_kind(kind)}">{escape(name)}</span>' for kind, name in names.items())
     reduced = any(row.scale > 1 for row in result.anchors)
     return keys + (' <span class="quiet">dashed: reduced to 1/2 or 1/4 before coding</span>' if reduced else "")
+
+
+def _kind(series: str) -> str:
+    """The CSS class of a series: "Codec 2" is .codec2."""
+    return series.lower().replace(" ", "")
 
 
 def _rate_charts(result: EvaluationResult) -> list[str]:
@@ -102,33 +126,45 @@ def _rate_charts(result: EvaluationResult) -> list[str]:
             points = []
             for index, row in enumerate(rows):
                 if key in row.values:
-                    size, value = row.values["bytes_file"], row.values[key]
+                    size, value = row.values[result.rate_key], row.values[key]
                     step = index if name == "mmtok" else None
-                    points.append(Point(size, value, f"{row.label}: {size:,.0f} bytes, {shown.text(value)}", step))
+                    points.append(Point(size, value, f"{row.label}: {_price(size, result)}, {shown.text(value)}", step))
             if points:
-                lines.append(Curve(name, name.lower(), points, dashed=reduced))
+                lines.append(Curve(name, _kind(name), points, dashed=reduced))
+        if isinstance(result, AudioResult) and key.startswith(("distillmos", "utmos", "dnsmos")):
+            sizes, value = [p.x for line in lines for p in line.points], result.original.values[key]
+            ends = [Point(min(sizes), value), Point(max(sizes), value)]
+            lines.append(Curve(f"originals: {shown.text(value)}", "ceiling", ends, dashed=True, dots=False))
         better = f"{shown.better} is better"
-        chart = line_chart(lines, "bytes per image, whole file", shown.heading, log_x=True)
+        chart = line_chart(lines, result.rate_axis, shown.heading, log_x=True)
         out.append(f"<figure><figcaption><b>{escape(shown.heading)}</b> {better}</figcaption>{chart}</figure>")
     return out
+
+
+def _price(size: float, result: EvaluationResult) -> str:
+    return f"{size:.2f} kbps" if isinstance(result, AudioResult) else f"{size:,.0f} bytes"
 
 
 def _bits_chart(result: EvaluationResult) -> str:
     if len(result.lengths) < 2:
         return ""
     kinds = {"bits_nominal": ("nominal", 1.0), "bits_entropy": ("entropy", 1.0), "bytes_file": ("file", 8.0)}
+    x_key, x_title, title, unit = "tokens", "tokens sent", "Bits per image", "bits"
+    if isinstance(result, AudioResult):
+        kinds = {f"kbps_{name}": (name, 1.0) for name in ("nominal", "entropy", "file")}
+        x_key, x_title, title, unit = "tokens_per_second", "tokens per second", "Bitrate", "kbps"
     lines = []
     for key, (name, factor) in kinds.items():
         points = []
         for step, row in enumerate(result.lengths):
             if key in row.values:
                 bits = row.values[key] * factor
-                points.append(Point(row.values["tokens"], bits, f"{row.label}: {bits:,.1f} bits", step))
+                points.append(Point(row.values[x_key], bits, f"{row.label}: {bits:,.1f} {unit}", step))
         if points:
             lines.append(Curve(name, f"bits-{name}", points))
-    chart = line_chart(lines, "tokens sent", "bits per image", y_from_zero=True)
+    chart = line_chart(lines, x_title, "kbps" if unit == "kbps" else title.lower(), y_from_zero=True)
     legend = " ".join(f'<span class="key bits-{name}">{name}</span>' for name in (line.name for line in lines))
-    return f"<figure><figcaption><b>Bits per image</b> {legend}</figcaption>{chart}</figure>"
+    return f"<figure><figcaption><b>{title}</b> {legend}</figcaption>{chart}</figure>"
 
 
 def _usage(result: EvaluationResult) -> str:
@@ -182,13 +218,14 @@ def _book(grid: int, codebook: int, result: EvaluationResult) -> str:
     return f"grid {grid}, codebook {codebook}" if grids > 1 else f"codebook {codebook}"
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Row], above: list[Row] | tuple[()] = ()) -> str:
+    """A row a length, which the slider marks, below rows it does not reach."""
     keys = columns(rows)
     head = "".join(f"<th scope=col>{escape(label(key).heading)}</th>" for key in keys)
     body = "".join(
-        f'<tr data-step="{i}"><th scope=row>{escape(row.label)}</th>'
+        f'<tr{mark}><th scope=row>{escape(row.label)}</th>'
         + "".join(f"<td>{label(k).text(row.values[k]) if k in row.values else ''}</td>" for k in keys) + "</tr>"
-        for i, row in enumerate(rows)
+        for mark, row in [*(("", row) for row in above), *((f' data-step="{i}"', row) for i, row in enumerate(rows))]
     )
     return f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
@@ -197,7 +234,7 @@ def _anchors(result: EvaluationResult) -> str:
     if not result.anchors:
         return ""
     table = _table(result.anchors).replace("data-step", "data-anchor")
-    return f"<details><summary>Codecs on the same images</summary>{table}</details>"
+    return f"<details><summary>Codecs on the same {result.noun}</summary>{table}</details>"
 
 
 def _floors(result: EvaluationResult) -> str:

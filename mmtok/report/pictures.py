@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from mmtok.report.audio_result import Sound
 from mmtok.report.result import Picture, Sample
 
 # (share of the samples, WebP quality or None for lossless), tried in order until the page is small enough
@@ -32,8 +34,8 @@ def gallery(samples: list[Sample], budget: int) -> tuple[list[dict[str, Any]], s
     return out, stored + fewer
 
 
-def nearest(pictures: tuple[Picture, ...], size: float) -> int:
-    """Index of the picture whose bytes are nearest to `size`, in ratio."""
+def nearest(pictures: Sequence[Picture | Sound], size: float) -> int:
+    """Index of the picture or sound whose bytes are nearest to `size`, in ratio."""
     return min(range(len(pictures)), key=lambda i: abs(math.log(pictures[i].values["bytes"] / size)))
 
 

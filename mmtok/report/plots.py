@@ -7,7 +7,10 @@ from pathlib import Path
 from mmtok.report.labels import label, quality_keys
 from mmtok.report.result import EvaluationResult, Row
 
-COLOURS = {"mmtok": "#0b62d6", "JPEG": "#b45309", "WebP": "#0f766e", "AVIF": "#8b3fd1"}
+COLOURS = {
+    "mmtok": "#0b62d6", "JPEG": "#b45309", "WebP": "#0f766e", "AVIF": "#8b3fd1",
+    "Opus": "#b45309", "Codec 2": "#0f766e",
+}
 
 
 def write_plots(folder: Path, result: EvaluationResult) -> list[Path]:
@@ -24,7 +27,7 @@ def write_plots(folder: Path, result: EvaluationResult) -> list[Path]:
             named: set[str] = set()  # the reduced curves of a codec share one entry of the legend
             for name, scaled, rows in curves(result):
                 text = f"{name}, reduced" if scaled else name
-                points = sorted((row.values["bytes_file"], row.values[key]) for row in rows if key in row.values)
+                points = sorted((row.values[result.rate_key], row.values[key]) for row in rows if key in row.values)
                 if points:
                     axes.plot(
                         *zip(*points, strict=True), marker="o", markersize=3, linestyle="--" if scaled else "-",
@@ -32,8 +35,8 @@ def write_plots(folder: Path, result: EvaluationResult) -> list[Path]:
                         label=None if text in named else text,
                     )
                     named.add(text)
-            axes.set(xscale="log", xlabel="bytes per image (whole file)", ylabel=_axis(key))
-            axes.set_title(f"{result.model}, {result.images} images at {result.size[0]} x {result.size[1]}", fontsize=9)
+            axes.set(xscale="log", xlabel=result.rate_axis, ylabel=_axis(key))
+            axes.set_title(f"{result.model}, {result.subject}", fontsize=9)
             axes.grid(alpha=0.25, which="both", linewidth=0.5)
             axes.legend(frameon=False, fontsize=8)
             for kind in ("png", "svg"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -75,6 +75,15 @@ class EvaluationResult:
     data: str = ""
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+
+    noun: ClassVar[str] = "images"
+    rate_key: ClassVar[str] = "bytes_file"  # the horizontal axis of rate-distortion curves, in every row
+    rate_axis: ClassVar[str] = "bytes per image, whole file"
+
+    @property
+    def subject(self) -> str:
+        """What was measured: "24 images at 256 x 256"."""
+        return f"{self.images:,} {self.noun} at {self.size[0]} x {self.size[1]}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for metrics.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmtok.report.audio_result import AudioResult
 from mmtok.report.labels import RATE_KEYS, USAGE_KEYS, label, quality_keys
 from mmtok.report.result import EvaluationResult, Row
 
@@ -19,8 +20,9 @@ def print_table(result: EvaluationResult) -> None:
 
     console = Console()
     protocol = "; ".join(f"{name}: {text}" for name, text in result.protocol.items() if name in ("preset", "rounding"))
-    console.print(f"{result.model}: {result.images} images of {result.data}. {protocol}")
-    for rows in filter(None, (result.lengths, result.anchors)):
+    console.print(f"{result.model}: {result.images} {result.noun} of {result.data}. {protocol}")
+    originals = [result.original] if isinstance(result, AudioResult) else []
+    for rows in filter(None, ([*originals, *result.lengths], result.anchors)):
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("")
         keys = columns(rows)
