@@ -20,6 +20,20 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def audio_shards(tmp_path_factory):
+    """Folder of two shards with eight prompts of two speakers, 16 kHz, 2 to 4 s each."""
+    from mmtok.data.audio_samples import OWN
+    from mmtok.data.write import make_shards
+
+    root = tmp_path_factory.mktemp("audio")
+    names = [path for voice in ("en_allison", "fr_june") for path in sorted((OWN / "train" / voice).iterdir())[:4]]
+    lines = [f"path,text\n{names[0]},one\n", *(f"{name},more\n" for name in names[1:])]
+    (root / "clips.csv").write_text("".join(lines))
+    make_shards(str(root / "clips.csv"), root / "shards", samples_per_shard=4, progress=False)
+    return root / "shards"
+
+
+@pytest.fixture(scope="session")
 def processes():
     """Starts functions in fresh processes; the imports are paid for once, in a server that forks."""
     # read by the server when it starts: several processes with several threads each would only fight

@@ -16,15 +16,17 @@ FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name != "bas
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_trains_saves_and_reloads(path, tmp_path, shards, monkeypatch):
+def test_trains_saves_and_reloads(path, tmp_path, shards, audio_shards, monkeypatch):
     monkeypatch.setenv("MMTOK_DEBUG", "1")
     source = yaml.safe_load(path.read_text())
     assert source.get("tiny") or source.get("base"), f"{path} has no tiny map"
-    data = read_config_file(path, tiny=True)["data"]["init_args"]
-    images = [f"--data.init_args.{key}={shards}/s-*.tar" for key in ("train", "val") if data.get(key)]
+    data = read_config_file(path, tiny=True)["data"]
+    audio = data["class_path"].endswith(".AudioData")
+    place = f"{audio_shards}/*.tar" if audio else f"{shards}/s-*.tar"
+    media = [f"--data.init_args.{key}={place}" for key in ("train", "val") if data["init_args"].get(key)]
     extra = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.max_steps=2"]
     cli = command.main(
-        ["fit", "-c", str(path), "--apply_tiny", "--name=run", f"--runs={tmp_path}", "--wandb=false", *images, *extra]
+        ["fit", "-c", str(path), "--apply_tiny", "--name=run", f"--runs={tmp_path}", "--wandb=false", *media, *extra]
     )
     assert cli.trainer.global_step == 2 and cli.model.skipped == 0
 
@@ -33,7 +35,7 @@ def test_trains_saves_and_reloads(path, tmp_path, shards, monkeypatch):
     if task.ema is not None:
         task.ema.swap(task.tokenizer)  # what is exported is the average
     tokenizer, loaded = task.tokenizer.eval(), hub.load(folder)
-    size = cli.datamodule.eval_size
-    x = torch.rand(2, 3, size, size) * 2 - 1
+    size = (tokenizer.channels, 5000) if audio else (3, cli.datamodule.eval_size, cli.datamodule.eval_size)
+    x = torch.rand(2, *size) * 2 - 1
     ours, theirs = tokenizer.encode(x), loaded.encode(x)
     assert len(ours.grids) and all(torch.equal(a, b) for a, b in zip(ours.grids, theirs.grids, strict=True))

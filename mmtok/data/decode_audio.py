@@ -20,6 +20,7 @@ from mmtok.data.bad import BadSample
 EXTENSIONS = ("flac", "wav", "ogg", "oga", "opus", "mp3", "g722", "aiff", "aif", "m4a", "aac")
 G722_RATE = 16000
 _BLOCK = 1 << 18
+_LEAD = 12 * 1152  # samples decoded before a stretch of mp3, vorbis or opus: their frames carry over into it
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ class EncodedAudio:
             x = self._decoded[:, start : start + count]
         else:
             try:
-                self._file.seek(start)
-                x = self._file.read(count, dtype="float32", always_2d=True).T
+                lead = min(start, _LEAD) if self._file.format in ("MP3", "OGG") else 0
+                self._file.seek(start - lead)
+                x = self._file.read(lead + count, dtype="float32", always_2d=True).T[:, lead:]
             except RuntimeError as error:  # LibsndfileError is one
                 raise BadSample("corrupt", str(error)) from None
         if x.shape[1] < count:

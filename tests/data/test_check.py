@@ -67,7 +67,7 @@ def test_every_defect_is_reported(photos: list[bytes], tmp_path: Path) -> None:
         assert part in text
     assert {(shard, key, reason.partition(":")[0]) for shard, key, reason in report.bad} == {
         ("a.tar", "bad", "unsupported"), ("a.tar", "e", "empty"),
-        ("c.tar", "g", "no_media"),
+        ("c.tar", "f", "unsupported"), ("c.tar", "g", "no_media"),
     }
     assert report.samples == 6
 
