@@ -147,3 +147,29 @@ def test_prior_and_scorer_of_adaptok(folder):
     read = mask[:, 0, :, tokenizer.scorer.step - 1 :: tokenizer.scorer.step].flatten(1)
     # the reference lets dropped latents see only themselves, so that their own scores say nothing
     close(-tokenizer._score(features, z * mask, mask).flatten(1)[read], io["scores_mask_a"][read])
+
+
+@pytest.mark.parametrize("folder", folders("elastictok_fsq"), ids=label)
+@torch.no_grad()
+def test_elastictok(folder):
+    facts, tokenizer, io, converted = load(folder, "elastictok")
+    x, batch = io["x"], len(io["x"])
+    full = tokenizer.encode(x)
+    close(flat(tokenizer.latents(x)), io["pre_quant_full"])
+    assert torch.equal(full.codes.view(batch, -1), io["indices_full"])
+    close(flat(tokenizer.embed(full)), io["z_q_full"])
+    close(raw(tokenizer, full), io["recon_full"])
+    counts = torch.tensor(facts["keep_counts"]) + 1  # the reference keeps slots up to n
+    tail = tokenizer.encode(x, num_tokens=counts)
+    sent = io["keep_tail"].bool()
+    assert torch.equal(tail.keep[0].expand_as(tail.codes).view(batch, -1), sent)
+    assert torch.equal(tail.codes.view(batch, -1)[sent], io["indices_tail"][sent])
+    close(flat(tokenizer.embed(tail)), io["z_q_tail"])
+    close(raw(tokenizer, tail), io["recon_tail"])
+    for name in ("sweep", "edge"):
+        z = io[f"fsq_{name}_in"]
+        z = z[:, None].expand(-1, 6) if z.dim() == 1 else z
+        out = tokenizer.quantizer(z.T[None])
+        assert torch.equal(out.grids[0].view(-1), io[f"fsq_{name}_indices"])
+        close(out.z[0].T, io[f"fsq_{name}_codes"])
+    assert set(tokenizer.state_dict()) == set(converted.source)

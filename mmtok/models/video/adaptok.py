@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.models.video.larp import LARP, BlockStream
+from mmtok.models.video.blocks import BlockStream
+from mmtok.models.video.larp import LARP
 from mmtok.models.video.lengths import (
     BPP,
     BlockPolicy,
@@ -153,12 +154,12 @@ class AdapTok(LARP):
         if not isinstance(state, ScoredStream) or state.target is None:
             return super().encode_chunk(x, state, last)
         assert self.scorer is not None and state.scorer is not None
-        x, gathered = self._gather(x, state, last)
+        x, gathered = self.gather(x, state, last)
         assert isinstance(gathered, ScoredStream)
         if not x.shape[2]:
-            return self.tokens(self._nothing(x), self._no_keep(x), self.coding, Batch.of(x)), gathered
+            return self.no_tokens(x), gathered
         encoder, scorer = state.encoder.next(last), state.scorer.next(last)
-        features = self.encoder.features(self._to_model(self._whole(x, state)), encoder, state.coded)
+        features = self.encoder.features(self._to_model(self.whole(x, state)), encoder, state.coded)
         z = self.encoder.to_codes(features)
         full = self.quantize(z, None)  # type: ignore[arg-type]
         policy = state.policy or self._policy(state.target, x)

@@ -5,41 +5,21 @@ Legend: B batch, T frames, t blocks, th tw tiles, N latents of a block, D code d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmtok.keep import KeepCoding
+from mmtok.models.video.blocks import BlockVideo
 from mmtok.models.video.prior import CodePrior
 from mmtok.nn.latent_query import LatentQueryDecoder, LatentQueryEncoder
 from mmtok.nn.stream import Stream
 from mmtok.quantizers.base import Quantizer
 from mmtok.quantizers.vq import VQ
 from mmtok.taildrop import TailDrop
-from mmtok.tokenizer import Tokenizer
 from mmtok.types import Batch, Quantized, Reconstruction, Tokens
 
 
-@dataclass(frozen=True)
-class BlockStream:
-    """What a tokenizer of blocks remembers between two chunks.
-
-    held          [B, 3, n, H, W]: frames of a block that is not complete, in [-1, 1]
-    coded, shown  blocks that were encoded and decoded; told frames of the received tokens
-    num_tokens    asked for every block, None: all
-    """
-
-    batch: int
-    num_tokens: int | None
-    encoder: Stream
-    decoder: Stream
-    held: Tensor | None = None
-    coded: int = 0
-    shown: int = 0
-
-
-class LARP(Tokenizer):
+class LARP(BlockVideo):
     """x [B, 3, T, H, W] -> codes [B, 1, t, N], or [B, 1, t, th, tw, N] for pictures of several tiles.
 
     Any size: pictures are padded to tiles, videos to blocks; a video shorter than one block only to whole patches.
@@ -50,8 +30,6 @@ class LARP(Tokenizer):
     tail              tail drop per block, with `BlockPrefix`
     """
 
-    modality = "video"
-    causal = True
     encoder: LatentQueryEncoder
     decoder: LatentQueryDecoder
 
@@ -80,12 +58,12 @@ class LARP(Tokenizer):
         return (blocks, self.encoder.num_latents) if max(tiles) == 1 else (blocks, *tiles, self.encoder.num_latents)
 
     def _to_model(self, x: Tensor) -> Tensor:
-        frames = self._padded(x.shape[2])
+        frames = self.padded(x.shape[2])
         x = F.pad(x, (0, 0, 0, 0, 0, frames - x.shape[2]), mode="replicate")
         x = F.pad(x, (0, -x.shape[4] % self.stride[2], 0, -x.shape[3] % self.stride[1], 0, 0), mode="replicate")
         return (x + 1) / 2 if self.unit_range else x
 
-    def _padded(self, frames: int) -> int:
+    def padded(self, frames: int) -> int:
         """Frames after padding: whole blocks, or whole patches of a video shorter than a block."""
         unit = self.stride[0] if frames > self.stride[0] else self.encoder.patch[0]
         return -(-frames // unit) * unit
@@ -94,7 +72,7 @@ class LARP(Tokenizer):
 
     def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
         """[B, D, *S] -> padded video in the model's range."""
-        return self.decoder(z, tokens.keep, self._padded(int(tokens.size[:, 0].amax())))
+        return self.decoder(z, tokens.keep, self.padded(int(tokens.size[:, 0].amax())))
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Reconstruction:
         """Reconstruction, with the prior's loss while there is a prior."""
@@ -121,66 +99,15 @@ class LARP(Tokenizer):
 
     # ---- streaming --------------------------------------------------------------------------------------------------
 
-    def stream_state(self, batch: int = 1, num_tokens: int | None = None) -> BlockStream:
-        """Fresh state for both directions; every block sends `num_tokens` codes (None: all)."""
-        return BlockStream(batch, num_tokens, Stream(), Stream())
+    def encode_blocks(
+        self, x: Tensor, num_tokens: int | None, stream: Stream, start: int
+    ) -> tuple[Quantized, tuple[Tensor, ...], KeepCoding]:
+        z = self.encoder(x, stream, start)
+        keep, coding = self.keep_for(z, num_tokens)
+        return self.quantize(z, keep), keep, coding
 
-    @torch.no_grad()
-    def encode_chunk(self, x: Tensor, state: BlockStream, last: bool = False) -> tuple[Tokens, BlockStream]:
-        """Codes of the blocks that x [B, 3, any number of frames, H, W] completes; `last` fills the final block.
-
-        The tokens of all chunks, laid end to end, are those of `encode` on the whole video.
-        """
-        x, state = self._gather(x, state, last)
-        stream = state.encoder.next(last)
-        if x.shape[2]:
-            z = self.encoder(self._to_model(self._whole(x, state)), stream, state.coded)
-            keep, coding = self.keep_for(z, state.num_tokens)
-            quantized = self.quantize(z, keep)
-        else:
-            quantized, keep, coding = self._nothing(x), self._no_keep(x), self.coding
-        tokens = self.tokens(quantized, keep, coding, Batch.of(x))
-        return tokens, replace(state, encoder=stream, coded=state.coded + tokens.codes.shape[2])
-
-    @torch.no_grad()
-    def decode_chunk(self, tokens: Tokens, state: BlockStream, last: bool = False) -> tuple[Tensor, BlockStream]:
-        """Frames [B, 3, n, H, W] of these tokens: whole blocks never wait."""
-        self._check_id(tokens)
-        blocks, (frames, high, wide) = tokens.codes.shape[2], tokens.size[0].tolist()
-        if not blocks:
-            return torch.zeros(len(tokens), 3, 0, high, wide, device=tokens.codes.device), state
-        stream = state.decoder.next(last)
-        short = blocks == 1 and state.shown == 0
-        wanted = self._padded(frames) if short else blocks * self.stride[0]
-        x = self.decoder(self.embed(tokens), tokens.keep, wanted, stream, state.shown)
-        x = self._from_model(x, tokens).float().clamp(-1, 1)
-        return x, replace(state, decoder=stream, shown=state.shown + blocks)
-
-    def _gather(self, x: Tensor, state: BlockStream, last: bool) -> tuple[Tensor, BlockStream]:
-        """The frames that can be coded now, padded at the end of a stream; the others wait."""
-        if x.shape[0] != state.batch:
-            raise ValueError(f"stream_state was made for a batch of {state.batch}, the chunk has {x.shape[0]}")
-        x = x if state.held is None else torch.cat([state.held, x], 2)
-        if x.shape[2]:
-            self._check_media(x)
-        if last and not x.shape[2] and not state.coded:
-            raise ValueError("encode_chunk: the stream ends without a frame")
-        ready = x.shape[2] if last else x.shape[2] // self.stride[0] * self.stride[0]
-        return x[:, :, :ready], replace(state, held=x[:, :, ready:])
-
-    def _whole(self, x: Tensor, state: BlockStream) -> Tensor:
-        """Behind the first block even a short end fills a block."""
-        short = -x.shape[2] % self.stride[0] if state.coded else 0
-        return F.pad(x, (0, 0, 0, 0, 0, short), mode="replicate") if short else x
-
-    def _nothing(self, x: Tensor) -> Quantized:
-        shape = self.positions((0, *x.shape[3:]))
-        grid = torch.zeros(len(x), 1, *shape, dtype=torch.int64, device=x.device)
-        return Quantized(x.new_zeros(len(x), self.quantizer.dim, *shape), (grid,))
-
-    def _no_keep(self, x: Tensor) -> tuple[Tensor, ...]:
-        shape = self.positions((0, *x.shape[3:]))
-        return (torch.ones(len(x), 1, *shape, dtype=torch.bool, device=x.device),)
+    def decode_blocks(self, z: Tensor, tokens: Tokens, frames: int, stream: Stream, start: int) -> Tensor:
+        return self.decoder(z, tokens.keep, frames, stream, start)
 
 
 def _sequences(x: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def test_a_target_costs_one_encoder_pass_and_looks_at_no_later_block():
     tok.encoder.transformer.register_forward_hook(lambda *_: calls.append("encoder"))
     tok.decoder.transformer.register_forward_hook(lambda *_: calls.append("decoder"))
     x = video(12)
-    middle = float(tok._score(*scored(tok, x)).median())
+    middle = float(tok._score(*scored(tok, x)).median().detach())
     calls.clear()
     tokens = tok.encode(x, target=middle)
     assert "decoder" not in calls and len(calls) <= 2  # one a segment
