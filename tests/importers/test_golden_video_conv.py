@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from mmtok.hub import build
-from mmtok.importers import cosmos, vidtok
+from mmtok.importers import cogvideox, cosmos, vidtok
 from mmtok.importers.keymap import check_complete
+from mmtok.types import Batch
 
 ROOTS = [Path(__file__).parents[1] / "golden"] + [Path(p) for p in [os.environ.get("MMTOK_GOLDEN")] if p]
 
@@ -87,3 +88,42 @@ def test_cosmos(folder):
 def rules_of(config):
     args = config["init_args"]
     return cosmos.rules(*(args[side]["init_args"]["strides"] for side in ("encoder", "decoder")))
+
+
+@pytest.mark.parametrize("folder", folders("cogvideox_vae"), ids=lambda f: f.name)
+@torch.no_grad()
+def test_cogvideox_in_one_piece_and_in_published_pieces(folder):
+    tokenizer, io, _ = load(folder, cogvideox, lambda golden: golden["constructor"])
+    x, z = io["x"], io["z"]
+    close(tokenizer.latents(x), io["encoder_chunked"], 5e-5)
+    close(tokenizer.quantizer(tokenizer.latents(x)).z, z, 5e-5)
+    close(tokenizer.reconstruct(z, None), io["recon_chunked"], 5e-5)
+    close(tokenizer(Batch.of(x)).x, io["recon_chunked"], 2e-4)
+    with pytest.raises(ValueError, match="continuous"):
+        tokenizer.stream_state()
+    close(tokenizer.encoder(x), io["encoder_full"], 5e-5)
+    close(tokenizer.decoder(z), io["recon_full"], 5e-5)
+    close(tokenizer.latents(x[:, :, :1]), io["image_encoder_out"], 5e-5)
+    close(tokenizer.reconstruct(io["image_encoder_out"][:, :4], None), io["image_recon"], 5e-5)
+    # published: without a first frame that stands alone when the count is even
+    for module in tokenizer.modules():
+        if hasattr(module, "even_whole"):
+            module.even_whole = True
+    close(tokenizer.encoder(x[:, :, :8]), io["even_encoder_out"], 5e-5)
+    close(tokenizer.decoder(io["even_encoder_out"][:, :4]), io["even_recon"], 5e-5)
+
+
+@torch.no_grad()
+def test_cogvideox_takes_every_duration():
+    """Five frames are two latents, and five frames again, whatever their parity."""
+    published = {
+        "block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "latent_channels": 2, "norm_num_groups": 4,
+        "temporal_compression_ratio": 4,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="lacks latent_channels"):
+        cogvideox.facts({k: v for k, v in published.items() if k != "latent_channels"}, {})
+    tokenizer = build(cogvideox.convert({}, cogvideox.facts(published, {})).config).eval()
+    for frames, latents in ((1, 1), (2, 2), (5, 2), (13, 4), (18, 6)):
+        x = torch.rand(1, 3, frames, 9, 16) * 2 - 1
+        assert tokenizer.latents(x).shape == (1, 4, latents, 2, 2)
+        assert tokenizer(Batch.of(x)).x.shape == x.shape

@@ -52,8 +52,9 @@ class ConvVideoTokenizer(Tokenizer):
     size        reference (T, H, W) for `spec`
     rate        frames per second the model is trained at; for `spec` only
     quant_conv  1x1x1 convolutions Z -> D before and D -> Z after the quantizer; without them Z must equal D
-    piece       latent frames that go through the networks at once in `encode` and `decode`, which bounds their memory;
-                codes and values are those of the whole. None: all
+    piece       latent frames that go through the networks at once in `encode` and `decode`, the first piece having one
+                more, which bounds their memory; codes and values are those of the whole (but with CogVideoX's norms).
+                None: all
     tail        what is dropped while training; in a stream a policy over blocks of frames
     """
 
@@ -86,13 +87,11 @@ class ConvVideoTokenizer(Tokenizer):
 
     def latents(self, x: Tensor) -> Tensor:
         """z [B, D, t, h, w] before the quantizer, for x [B, 3, T, H, W] in [-1, 1]."""
-        step = self.stride[0]
-        first, rest = (None, None) if self.piece is None else (1 + (self.piece - 1) * step, self.piece * step)
-        return self.quant_conv(_in_pieces(self.encoder, self._to_model(x), first, rest))
+        return self.quant_conv(_in_pieces(self.encoder, self._to_model(x), *self._pieces(self.stride[0])))
 
     def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
         """[B, D, t, h, w] -> padded video [B, 3, T, H, W] in the model's range."""
-        return _in_pieces(self.decoder, self.post_quant_conv(z), self.piece, self.piece)
+        return _in_pieces(self.decoder, self.post_quant_conv(z), *self._pieces(1))
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """(t, h, w) for a video of T, H, W."""
@@ -109,6 +108,8 @@ class ConvVideoTokenizer(Tokenizer):
 
     def stream_state(self, batch: int = 1, num_tokens: int | None = None) -> VideoStream:
         """Fresh state for both directions; every chunk has `batch` items. num_tokens: as in `encode`, of each chunk."""
+        if not self.quantizer.codebook_sizes:
+            raise ValueError("stream_state: a continuous bottleneck sends no codes, so it cannot stream")
         return VideoStream(batch, num_tokens, Stream(), Stream())
 
     @torch.no_grad()
@@ -136,7 +137,8 @@ class ConvVideoTokenizer(Tokenizer):
         ready = self._whole_blocks(x.shape[2], state.sent)
         stream = state.encoder.next(last)
         if ready:
-            z = self.quant_conv(_in_pieces(self.encoder, x[:, :, :ready], *self._pieces(state.sent), stream))
+            lengths = self._pieces(self.stride[0], state.sent > 0)
+            z = self.quant_conv(_in_pieces(self.encoder, x[:, :, :ready], *lengths, stream))
         else:
             grid = [-(-n // s) for n, s in zip(size, self.stride[1:], strict=True)]
             z = x.new_zeros(x.shape[0], self.quantizer.dim, 0, *grid)
@@ -166,7 +168,7 @@ class ConvVideoTokenizer(Tokenizer):
             z = z.to(tokens.grids[0].device)
         told = state.told + int(tokens.size[0, 0])
         if z.shape[2] or last:
-            x = _in_pieces(self.decoder, z, self.piece, self.piece, stream)[:, :, : told - state.played]
+            x = _in_pieces(self.decoder, z, *self._pieces(1, state.played > 0), stream)[:, :, : told - state.played]
         else:
             x = z.new_zeros(state.batch, 3, 0, height, width)
         x = (x * 2 - 1 if self.unit_range else x)[..., :height, :width].float().clamp(-1, 1)
@@ -200,11 +202,11 @@ class ConvVideoTokenizer(Tokenizer):
         """Frames that the first `latents` latent frames stand for."""
         return 1 + (latents - 1) * self.stride[0] if latents else 0
 
-    def _pieces(self, sent: int) -> tuple[int | None, int | None]:
+    def _pieces(self, step: int, begun: bool = False) -> tuple[int | None, int | None]:
+        """Lengths of the first and the other pieces, `step` frames a latent."""
         if self.piece is None:
             return None, None
-        rest = self.piece * self.stride[0]
-        return (rest if sent else 1 + rest - self.stride[0]), rest
+        return self.piece * step + (not begun), self.piece * step
 
     def _check_media(self, x: Tensor) -> None:
         super()._check_media(x)
