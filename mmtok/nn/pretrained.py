@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.nn.vit_trunk import ViTTrunk, resized
+from mmtok.nn.clip_vision import MEAN as CLIP_MEAN
+from mmtok.nn.clip_vision import STD as CLIP_STD
+from mmtok.nn.clip_vision import read_clip
+from mmtok.nn.vit_trunk import QuickGELU, ViTTrunk, resized
 from mmtok.weights import load_state
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
@@ -41,6 +44,41 @@ class DinoVision(nn.Module):
         if x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         return self.trunk((x - self.mean) / self.std)[:, 0]
+
+
+class ClipPatches(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] -> CLIP's patch features, projected as its class token is: [B, P, E].
+
+    folder     holds `model.safetensors` as openai/clip-vit-* are published on the Hugging Face hub (ViT-B/16: E 512)
+    normalize  shift and scale pixels as CLIP was trained with (TokenFlow does not)
+    """
+
+    def __init__(self, folder: str, normalize: bool = False) -> None:
+        super().__init__()
+        file = Path(folder).expanduser() / "model.safetensors"
+        state = read_clip(file)
+        kernel, hidden = state["patch_embed.weight"], len(state["blocks.0.mlp.up.bias"])
+        layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        width, patch, grid = len(kernel), kernel.shape[-1], round((len(state["positions"]) - 1) ** 0.5)
+        self.trunk = ViTTrunk(
+            width, layers, max(1, width // 64), grid, patch, hidden, 1e-5, norm_pre=True, patch_bias=False,
+            activation=QuickGELU(),
+        )
+        self.trunk.load_state_dict(state)
+        self.project = nn.Parameter(load_state(file)["visual_projection.weight"].float())
+        self.normalize = normalize
+        self.register_buffer("shift", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("spread", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    shift: Tensor
+    spread: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if self.normalize:
+            x = ((x + 1) / 2 - self.shift) / self.spread
+        return self.trunk(x)[:, 1:] @ self.project.T
 
 
 def read_trunk(path: str | Path) -> dict[str, Tensor]:
