@@ -3,10 +3,11 @@
 from mmtok.training.balancer import Balancer
 from mmtok.training.ema import EMA
 from mmtok.training.objective import Objective
-from mmtok.training.optimizers import Constant, Cosine, Linear, Schedule, Steps
+from mmtok.training.optimizers import Constant, Cosine, Exponential, Linear, Schedule, Steps
 from mmtok.training.task import TokenizerTask
 from mmtok.training.validation import Validation
 
 __all__ = [
-    "EMA", "Balancer", "Constant", "Cosine", "Linear", "Objective", "Schedule", "Steps", "TokenizerTask", "Validation",
+    "EMA", "Balancer", "Constant", "Cosine", "Exponential", "Linear", "Objective", "Schedule", "Steps", "TokenizerTask",
+    "Validation",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -39,7 +39,7 @@ class AtomicIO(TorchCheckpointIO):
         try:
             with open(temporary, "wb") as file:
                 stream = _Hashing(file)
-                torch.save(checkpoint, stream)
+                torch.save(checkpoint, cast(IO[bytes], stream))
                 file.flush()
                 os.fsync(file.fileno())
             row = {"step": int(checkpoint.get("global_step", 0)), "bytes": stream.size, "sha256": stream.digest()}
@@ -50,7 +50,7 @@ class AtomicIO(TorchCheckpointIO):
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
             # torch wraps what the stream raised; the stream knows
-            cause = error if isinstance(error, OSError) else stream and stream.error
+            cause = error if isinstance(error, OSError) else stream.error if stream is not None else None
             if cause is None:
                 raise
             raise OSError(
@@ -65,7 +65,7 @@ class AtomicIO(TorchCheckpointIO):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            text = str(error).splitlines()[0]
+            text = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"{path} is not a whole checkpoint of tensors and plain values ({text}); try previous.ckpt beside it"
             ) from None
@@ -103,7 +103,7 @@ def damage(path: Path) -> str | None:
         try:
             torch.load(path, map_location="meta", weights_only=True)
         except Exception as error:
-            return str(error).splitlines()[0]
+            return (str(error) or type(error).__name__).splitlines()[0]
         return None
     if not any(row["bytes"] == size for row in rows):
         return f"{size} bytes, {MANIFEST} knows no such file"

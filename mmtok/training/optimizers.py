@@ -49,6 +49,19 @@ class Steps(Schedule):
         return self.factor ** sum(step + self.warmup >= milestone for milestone in self.milestones)
 
 
+class Exponential(Schedule):
+    """Warm-up, then the learning rate times `factor` at every generator step (DAC: 0.999996)."""
+
+    def __init__(self, factor: float, warmup: int = 0) -> None:
+        super().__init__(warmup)
+        if not 0 < factor <= 1:
+            raise ValueError(f"schedule.factor must lie in (0, 1], got {factor}")
+        self.factor = factor
+
+    def after(self, step: int) -> float:
+        return self.factor**step
+
+
 class _Decay(Schedule):
     def __init__(self, total: int, warmup: int = 0, floor: float = 0.0) -> None:
         super().__init__(warmup)

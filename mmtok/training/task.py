@@ -235,17 +235,15 @@ class TokenizerTask(pl.LightningModule):
         So it is when batches are accumulated with a discriminator: DDP's map of used parameters survives `no_sync`, and
         the generator's synchronised pass would then reduce half-accumulated gradients of the discriminator (it raises).
         """
-        return self.accumulate > 1 and bool(self._discriminators) and self._parallel
-
-    @property
-    def _parallel(self) -> bool:
-        return isinstance(self.trainer.strategy, ParallelStrategy)
+        parallel = isinstance(self.trainer.strategy, ParallelStrategy)
+        return self.accumulate > 1 and bool(self._discriminators) and parallel
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients travel between processes only for the last batch of an update."""
-        if not self._parallel or (last and not self._averages_itself):
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, ParallelStrategy) or (last and not self._averages_itself):
             return nullcontext()
-        return self.trainer.strategy.block_backward_sync()
+        return strategy.block_backward_sync()
 
     @property
     def _half(self) -> bool:

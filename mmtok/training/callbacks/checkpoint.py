@@ -78,7 +78,7 @@ class Checkpoint(stock.Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         if trainer.state.fn == "fit" and self._told_anywhere():
-            pl_module.validation.cut = True  # a part of the data gives no number
+            pl_module.validation.cut = True  # type: ignore[union-attr]  # a part of the data gives no number
             raise StopIteration  # ends Lightning's evaluation loop; the next training step then stops the run
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -109,7 +109,7 @@ class Checkpoint(stock.Checkpoint):
             return self.signal is not None
         store = _get_default_store()
         if self.signal is not None:
-            store.set(_KEY, b"1")
+            store.set(_KEY, "1")
             return True
         return store.check([_KEY])
 

@@ -72,6 +72,7 @@ class Watch(pl.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.pulse = Pulse(trainer.global_rank, socket.gethostname(), os.getpid(), _started(os.getpid()))
         self._main = threading.main_thread().ident
+        self._write()
         threading.Thread(target=self._run, args=(self.timeout,), daemon=True).start()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -140,12 +141,12 @@ class Watch(pl.Callback):
             print(f"mmtok train: {text}", file=sys.stderr, flush=True)
             return
         stopped = [p for r, p in others.items() if r in first and p.beat == first[r].beat and p.pid != self.pulse.pid]
-        least = min(p.position for p in others.values())
-        behind = stopped or [p for p in others.values() if p.position == least]
         silent = sorted(set(range(world)) - set(others))
-        named = [f"rank {p.rank} on {p.host} (pid {p.pid}, {p.doing}, at {p.where})" for p in behind]
-        named += [f"rank {rank} (never heard of)" for rank in silent]
-        what = "stopped" if stopped else "held up by" if len(behind) < world else "all wait:"
+        least = min(p.position for p in others.values())
+        behind = stopped or ([] if silent else [p for p in others.values() if p.position == least])
+        named = [f"rank {p.rank} on {p.host} (pid {p.pid}, {p.doing}, at {p.where or '?'})" for p in behind]
+        named += [f"rank {rank} (no sign of it in {self.folder})" for rank in silent]
+        what = "stopped" if stopped else "held up by" if len(named) < world else "all wait:"
         text = f"mmtok train: rank {self.pulse.rank}: no step ended in {timeout:g} s; {what} {', '.join(named)}"
         print(text, file=sys.stderr, flush=True)
         for p in stopped:
@@ -157,14 +158,14 @@ class Watch(pl.Callback):
         os._exit(EXIT_HUNG)  # the main thread waits inside a collective: nothing softer reaches it
 
     def _place(self) -> str:
-        """File, line and function of the main thread, innermost inside mmtok."""
+        """File, line and function of the main thread: the innermost, and the innermost of mmtok."""
         frame, inner = sys._current_frames().get(self._main or 0), None
         while frame is not None:
             code = frame.f_code
             place = f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}"
             inner = inner or place
             if f"{os.sep}mmtok{os.sep}" in code.co_filename:
-                return place
+                return place if place == inner else f"{inner} under {place}"
             frame = frame.f_back
         return inner or "?"
 

@@ -1,0 +1,96 @@
+"""Two processes (gloo) that are signalled, stopped, hung, killed or fed NaN: nothing lost, the culprit named."""
+
+import time
+
+import pytest
+import torch
+from fault_toys import Job
+from training_toys import keys, same
+
+SMALL = {"data__init_args__batch_size": 2, "trainer__limit_val_batches": 0}
+
+
+@pytest.fixture
+def job(processes, tmp_path, shards):
+    return Job(processes.start, tmp_path, shards)
+
+
+def trained_on(folder, name, world):
+    """Step -> keys of the global batch."""
+    parts = [keys(folder / f"{name}.{rank}.keys") for rank in range(world)]
+    return {step: [key for part in parts for key in part[step]] for step in parts[0] if step in parts[-1]}
+
+
+@pytest.fixture(scope="module")
+def whole(processes, tmp_path_factory, shards):
+    """An undisturbed run of two ranks, 20 steps, on this folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = Job(processes.start, folder, shards)
+    assert job.run("whole", 2, **SMALL) == [0, 0]
+    return folder, job.checkpoint("whole")
+
+
+def test_a_killed_rank_ends_the_job_and_the_rest_is_bit_exact(job, whole, tmp_path):
+    folder, expected = whole
+    codes = job.run("run", 2, fault={"what": "SIGKILL", "at": 13}, hurt=1, **SMALL)
+    assert codes[1] == -9 and codes[0] not in (0, None)  # the other one ends by itself
+    assert job.checkpoint("run")["global_step"] == 10
+    assert job.run("run", 2, "--ckpt_path", "last", **SMALL) == [0, 0]
+    found = job.checkpoint("run")
+    for part in ("state_dict", "ema", "optimizer_states", "batches", "skipped", "global_step"):
+        assert same(expected[part], found[part], part) == []
+    assert trained_on(tmp_path, "run", 2) == trained_on(folder, "whole", 2)
+
+
+def test_a_signal_to_one_rank_stops_all_and_another_world_goes_on_with_the_next_sample(job, whole, tmp_path):
+    folder, _ = whole
+    started = time.monotonic()
+    codes = job.run("run", 2, fault={"what": "SIGTERM", "at": 7}, hurt=1, **SMALL)
+    assert codes == [143, 143] and time.monotonic() - started < 60
+    saved = job.checkpoint("run")
+    assert saved["global_step"] == 8  # told before the eighth step: it ended, and nothing after it
+    assert all("stopped by signal 15: go on with --ckpt_path last" in text for text in job.said)
+    # one process with the same global batch: the same line of samples
+    assert job.run(
+        "run", 1, "--ckpt_path", "last", trainer__max_steps=12, trainer__limit_val_batches=0,
+        fault={"what": "look", "at": 0}, data__init_args__batch_size=4,
+    ) == [0]  # fmt: skip
+    alone, together = keys(tmp_path / "run.0.keys"), trained_on(folder, "whole", 2)
+    assert {step: alone[step] for step in range(9, 13)} == {step: together[step] for step in range(9, 13)}
+    # another global batch: the line goes on at the very next sample
+    assert job.checkpoint("run")["global_step"] == 12
+    line = [key for step in sorted(together) for key in together[step]]
+    assert job.run("run", 2, "--ckpt_path", "last", trainer__max_steps=14, trainer__limit_val_batches=0,
+                   data__init_args__batch_size=3) == [0, 0]  # fmt: skip
+    wider = trained_on(tmp_path, "run", 2)
+    assert wider[13] + wider[14] == line[48:60]
+
+
+@pytest.mark.parametrize(
+    ("what", "hurt", "says"), [("SIGSTOP", 1, "stopped rank 1"), ("SIGSTOP", 0, "stopped rank 0"),
+                               ("hang", 1, "held up by rank 1")],
+)  # fmt: skip
+def test_a_rank_that_stands_still_ends_the_job_in_time_and_is_named(job, what, hurt, says):
+    timeout = 4.0
+    started = time.monotonic()
+    codes = job.run("run", 2, fault={"what": what, "at": 3}, hurt=hurt, watch__timeout=timeout, **SMALL)
+    assert time.monotonic() - started < timeout + 30
+    assert codes[1 - hurt] == 124 and codes[hurt] == (124 if what == "hang" else -9)
+    assert f"no step ended in 4 s; {says} on" in job.said[1 - hurt]
+    if what == "hang":
+        assert "fault_toys.py" in job.said[0]  # where it hangs
+
+
+def test_nan_on_one_rank_is_skipped_on_both_and_the_rank_is_named(job):
+    codes = job.run("run", 2, fault={"what": "nan", "at": 4, "times": 2}, hurt=1, trainer__max_steps=6, **SMALL)
+    assert codes == [0, 0]
+    saved = job.checkpoint("run")
+    assert saved["skipped"] == 4  # two batches, generator and discriminator
+    tensors = [value for value in saved["state_dict"].values() if value.is_floating_point()]
+    assert tensors and all(bool(torch.isfinite(value).all()) for value in tensors)
+    assert "(rank 1 on " in job.said[0] and "(rank 0 on " not in job.said[0]
+    codes = job.run(
+        "more", 2, fault={"what": "nan", "at": 2, "times": 9}, hurt=0, model__max_bad_steps=3, **SMALL
+    )
+    assert codes == [2, 2]
+    assert "max_bad_steps: 3 generator updates in a row" in job.said[1] and "(rank 0 on " in job.said[1]

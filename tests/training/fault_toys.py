@@ -1,0 +1,118 @@
+"""Processes of a small run that are hurt in a chosen way, for tests/distributed and the soak."""
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from training_toys import config, write_config
+
+from mmtok.training.checkpoint_io import AtomicIO, read_manifest
+from mmtok.training.cli import main
+
+
+class Fault(Callback):
+    """Hurts this process once, at the start of global batch `at` (0-based); "nan" spoils `times` batches from there on.
+
+    what  "nan", "hang", or the name of a signal it sends to itself; "SIGTERM in validation" at the first batch of one
+    """
+
+    def __init__(self, what: str, at: int, times: int = 1) -> None:
+        self.what, self.at, self.times = what, at, times
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.what == "nan" and self.at <= pl_module.batches < self.at + self.times:
+            batch.x.fill_(float("nan"))
+        elif pl_module.batches == self.at:
+            if self.what == "hang":
+                time.sleep(600)
+            elif self.what.startswith("SIG") and " " not in self.what:
+                os.kill(os.getpid(), getattr(signal, self.what))
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if self.what == "SIGTERM in validation" and batch_idx == 0 and trainer.global_step >= self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def write_rank(folder: Path, shards: Path, name: str, rank: int, world: int, fault=None, **dotted) -> str:
+    """The configuration of one rank; `fault` is the init_args of Fault."""
+    node = config(shards, name=name, runs=str(folder), trainer__devices=world, **dotted)
+    node["data"]["init_args"].setdefault("batch_size", 4)
+    callbacks = [{"class_path": "training_toys.Recorder", "init_args": {"path": str(folder / f"{name}.{rank}.keys")}}]
+    if fault is not None:
+        callbacks.append({"class_path": "fault_toys.Fault", "init_args": fault})
+    node["trainer"]["callbacks"] = callbacks
+    return write_config(folder / f"{name}.{rank}.yaml", node)
+
+
+def run_rank(rank: int, world: int, port: int, path: str, *extra: str) -> None:
+    """`mmtok train` as rank `rank`, as torchrun would start it; stderr goes to <path>.err."""
+    os.dup2(os.open(f"{path}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    if world > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    main(["fit", "-c", path, "--name", Path(path).name.split(".")[0], *extra])
+
+
+def save(folder: Path, step: int, size: int = 1000) -> Path:
+    """A checkpoint of one tensor as last.ckpt."""
+    checkpoint = {"global_step": step, "x": torch.full((size,), float(step))}
+    AtomicIO().save_checkpoint(checkpoint, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def save_with_a_limit(folder: str) -> None:
+    """The kernel refuses the write half-way, inside torch.save; exit code 7 when that is a clean error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        save(Path(folder), 2, size=1 << 20)
+    except OSError as error:
+        os._exit(7 if "could not be written" in str(error) else 8)
+
+
+def save_forever(folder: str) -> None:
+    """One checkpoint after the other, until killed."""
+    rows = read_manifest(Path(folder))
+    for step in range(rows[0]["step"] + 1 if rows else 1, 1_000_000):
+        save(Path(folder), step, size=300_000)
+
+
+class Job:
+    """Starts the ranks of a run in fresh processes, waits for all, and gives exit codes and what they said."""
+
+    def __init__(self, start, folder: Path, shards: Path) -> None:
+        self.start, self.folder, self.shards = start, folder, shards
+        self.codes: list[int | None] = []
+        self.said: list[str] = []
+
+    def run(self, name: str, world: int, *extra: str, fault=None, hurt: int = 0, timeout: float = 60, **dotted):
+        port = free_port()
+        paths = [
+            write_rank(self.folder, self.shards, name, rank, world, fault if rank == hurt else None, **dotted)
+            for rank in range(world)
+        ]
+        ranks = [self.start(run_rank, rank, world, port, path, *extra) for rank, path in enumerate(paths)]
+        end = time.monotonic() + timeout
+        for process in ranks:
+            process.join(max(0.1, end - time.monotonic()))
+        for process in ranks:
+            if process.exitcode is None:
+                process.kill()
+        self.codes = [process.exitcode for process in ranks]
+        self.said = [Path(f"{path}.err").read_text() for path in paths]
+        return self.codes
+
+    def checkpoint(self, name: str) -> dict:
+        return torch.load(self.folder / name / "checkpoints/last.ckpt", weights_only=True)
