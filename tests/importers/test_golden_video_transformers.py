@@ -173,3 +173,40 @@ def test_elastictok(folder):
         assert torch.equal(out.grids[0].view(-1), io[f"fsq_{name}_indices"])
         close(out.z[0].T, io[f"fsq_{name}_codes"])
     assert set(tokenizer.state_dict()) == set(converted.source)
+
+
+@pytest.mark.parametrize("folder", folders("omnitokenizer_vq"), ids=label)
+@torch.no_grad()
+def test_omnitokenizer(folder):
+    _, tokenizer, io, converted = load(folder, "vivit")
+    for kind in ("", "image_"):
+        x = io[f"{kind}x"] * 2
+        tokens = tokenizer.encode(x)
+        video = x if x.dim() == 5 else x[:, :, None]
+        close(tokenizer.encoder(video), io[f"{kind}encoder_out"], 2e-5)
+        assert torch.equal(tokens.codes[:, 0], io[f"{kind}indices"])
+        recon = raw(tokenizer, tokens, -0.5, 0.5)
+        close(recon if x.dim() == 5 else recon[:, :, 0], io[f"{kind}recon"], 2e-5)
+    close(tokenizer.latents(io["x"] * 2), io["pre_quant"], 2e-5)
+    close(tokenizer.embed(tokenizer.encode(io["x"] * 2)), io["z_q"], 2e-5)
+    assert set(tokenizer.state_dict()) == set(converted.source)
+    with pytest.raises(ValueError, match="cannot stream"):
+        tokenizer.stream_state()
+
+
+@pytest.mark.parametrize("folder", folders("phenaki_cvivit_lfq", "phenaki_cvivit_vq"), ids=label)
+@torch.no_grad()
+def test_cvivit(folder):
+    _, tokenizer, io, converted = load(folder, "vivit")
+    for kind in ("", "image_"):
+        x = io["x"] * 2 - 1 if not kind else io["x"][:, :, 0] * 2 - 1
+        video = (x if x.dim() == 5 else x[:, :, None]) / 2 + 0.5
+        close(tokenizer.encoder(video).movedim(1, -1), io[f"{kind}encoder_out"], 2e-5)
+        tokens = tokenizer.encode(x)
+        assert torch.equal(tokens.codes[:, 0], io[f"{kind}indices"])
+        recon = raw(tokenizer, tokens, 0, 1)
+        close(recon if x.dim() == 5 else recon[:, :, 0], io[f"{kind}recon"], 2e-5)
+    close(tokenizer.embed(tokenizer.encode(io["x"] * 2 - 1)).movedim(1, -1), io["z_q"], 2e-5)
+    if "pre_quant" in io:
+        close(tokenizer.quantizer.inward(tokenizer.latents(io["x"] * 2 - 1)).movedim(1, -1), io["pre_quant"], 2e-5)
+    assert set(tokenizer.state_dict()) - set(converted.source) <= {"quantizer.usage"}
