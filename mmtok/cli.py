@@ -86,6 +86,14 @@ def _model_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument("names", nargs="+", help="names of mmtok list --remote, or hf:owner/name")
     command.add_argument("--accept-licence", action="store_true", help="consent to non-commercial licences")
 
+    command = _add(commands, "export", "a tokenizer as ONNX or torch.export graphs, or a folder for the Hub", _export)
+    command.add_argument("model", help="catalogue name, folder, or hf:owner/name")
+    command.add_argument("--to", choices=["onnx", "pt2", "safetensors", "hub"], required=True)
+    command.add_argument("--out", type=Path, required=True, help="new folder")
+    command.add_argument("--length", type=int, help="graphs: first so many codes, or codebooks where depth varies")
+    command.add_argument("--size", type=int, nargs="+", help="graphs: media size (default: the model's; one second)")
+    command.add_argument("--licence", help="on the model card (default: the catalogue's)")
+
     command = _add(commands, "import", "convert a published checkpoint to a folder that mmtok loads", _import)
     command.add_argument("system", help="a module of mmtok.importers: titok, taming, llamagen, ...")
     command.add_argument("checkpoint", type=Path, help="the published file, or its folder with config")
@@ -94,16 +102,19 @@ def _model_commands(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _file_commands(commands: argparse._SubParsersAction[Parser]) -> None:
-    command = _add(commands, "encode", "images to .mmt token files", _encode)
+    command = _add(commands, "encode", "images and sounds to .mmt token files", _encode)
     command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
     command.add_argument("-o", "--out", type=Path, required=True, help="a .mmt file, or a folder for several inputs")
     _model_options(command)
     command.add_argument("--num-tokens", type=int, help="length of the prefix that is sent")
     command.add_argument("--num-quantizers", type=int, help="residual depth that is sent")
+    command.add_argument(
+        "--channels", choices=["mix", "split"], default="mix", help="of sounds: average them, or one file a channel"
+    )
 
-    command = _add(commands, "decode", ".mmt token files back to images", _decode)
+    command = _add(commands, "decode", ".mmt token files back to images and sounds", _decode)
     command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
-    command.add_argument("-o", "--out", type=Path, required=True, help="an image file, or a folder for several inputs")
+    command.add_argument("-o", "--out", type=Path, required=True, help="a media file, or a folder for several inputs")
     _model_options(command)
     command.add_argument("--seed", type=int, default=0, help="noise of stochastic decoders")
 
@@ -158,7 +169,8 @@ def _encode(options: argparse.Namespace) -> int:
     from mmtok.files import encode_files
 
     return encode_files(
-        _load(options), options.inputs, options.out, options.num_tokens, options.num_quantizers, options.overwrite
+        _load(options), options.inputs, options.out, options.num_tokens, options.num_quantizers, options.overwrite,
+        options.channels,
     )
 
 
@@ -189,6 +201,23 @@ def _ask(name: str) -> bool:
     if entry is None or not entry.non_commercial or not sys.stdin.isatty():
         return False
     return input(f"{name}: the weights are {entry.licence}, not for commercial use. Accept? [y/N] ").lower() == "y"
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mmtok import load
+    from mmtok.catalogue import catalogue
+    from mmtok.export import export
+
+    size = None if options.size is None else tuple(options.size)
+    licence = options.licence or catalogue().get(options.model, {}).get("licence")
+    name = Path(options.model).name
+    report = export(load(options.model), options.out, options.to, options.length, size, name, licence)
+    print(f"wrote {', '.join(report.files)} into {options.out}")
+    if report.runtime:
+        print(
+            f"parity in {report.runtime}: {report.codes_equal:.2%} of {report.positions} codes equal,"
+            f" decoded media within {report.max_error:.1e}"
+        )
 
 
 def _import(options: argparse.Namespace) -> None:

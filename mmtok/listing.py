@@ -43,7 +43,7 @@ def print_listing() -> None:
 def print_remote() -> None:
     """Prints the published checkpoints as a table."""
     entries = list(published(catalogue()).values())
-    rows = [("name", "kind", "weights", "M", "published numbers", "from")]
+    rows: list[tuple[str, ...]] = [("name", "kind", "weights", "M", "published numbers", "from")]
     rows += [(*_row(entry), _origin(entry)) for entry in entries]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:

@@ -78,7 +78,7 @@ class Residual(Quantizer):
         stats: dict[str, Tensor] = {}
         for depth, columns in enumerate(self._columns):
             part = None if mask is None else (mask[:, columns],)
-            out = self._at(depth)(rest, part)
+            out = self.at(depth)(rest, part)
             value = out.z if self.through else out.z.detach()
             total, rest = total + value, rest - value
             grids.append(out.grids[0])
@@ -100,7 +100,7 @@ class Residual(Quantizer):
         check_codes(grids, self.codebook_sizes)
         mask = None if keep is None else keep[0].expand_as(grids[0])
         return [
-            self._at(depth).decode((grids[0][:, columns],), None if mask is None else (mask[:, columns],))
+            self.at(depth).decode((grids[0][:, columns],), None if mask is None else (mask[:, columns],))
             for depth, columns in enumerate(self._columns)
         ]
 
@@ -108,7 +108,8 @@ class Residual(Quantizer):
         """float32 [Q, B, D, *S]: the value after 1, 2, ... Q depths."""
         return torch.stack(list(itertools.accumulate(self.embeddings(grids, keep))))
 
-    def _at(self, depth: int) -> Quantizer:
+    def at(self, depth: int) -> Quantizer:
+        """The quantizer of a depth."""
         return self.depths[self._order[depth]]  # type: ignore[return-value]
 
     def _plain(self) -> bool:
@@ -120,7 +121,7 @@ class Residual(Quantizer):
 
     def _fused(self, z: Tensor, mask: Tensor | None) -> Quantized:
         """All depths in one pass over the codebooks; losses and statistics follow from the codes."""
-        tables = [self._at(depth).table().detach() for depth in range(len(self._order))]  # type: ignore[operator]
+        tables = [self.at(depth).table().detach() for depth in range(len(self._order))]  # type: ignore[operator]
         depth = None if mask is None else mask.sum(1).flatten()
         found, _ = residual_encode(to_vectors(z).detach(), torch.stack(tables), depth)
         grid = from_vectors(found, z)
@@ -128,12 +129,12 @@ class Residual(Quantizer):
         stats: dict[str, Tensor] = {}
         for index in range(len(tables)):
             part = None if mask is None else (mask[:, index : index + 1],)
-            value = self._at(index).decode((grid[:, index : index + 1],), part)
+            value = self.at(index).decode((grid[:, index : index + 1],), part)
             total, rest = total + value, rest - value.detach()
             squares = rest.square() if part is None else rest.square().masked_fill(~part[0], 0)
             count = squares.numel() if part is None else part[0].sum().clamp(min=1) * z.shape[1]
             commit = squares.sum() / count
-            quantizer = self._at(index)
+            quantizer = self.at(index)
             names = ("commit",) if quantizer.ema_decay is not None else ("commit", "codebook")  # type: ignore[attr-defined]
             losses.add({name: commit for name in names}, None if part is None else part[0])
             rows = None if part is None else part[0].flatten()
