@@ -98,7 +98,8 @@ def unpack(data: bytes, tokenizer: Tokenizer) -> Tokens:
             raise ValueError("damaged: the header ends early")
         rate = torch.tensor(struct.unpack_from("<f", body, at), dtype=torch.float64)
         at += 4
-    shapes = tokenizer.grid_shapes(tuple(size))
+    own_size = tokenizer.media_size(tuple(size), None if rate is None else float(rate))
+    shapes = tokenizer.grid_shapes(own_size)
     if sum(math.prod(shape) for shape in shapes) > MAX_CODES:
         raise ValueError(f"size {size} stands for more than {MAX_CODES} codes: refused")
     reader = RangeReader(body[at:]) if flags & RANGE_CODED else PackedReader(body[at:])
@@ -128,11 +129,12 @@ def _message(tokens: Tokens) -> Message:
 def _read(
     reader: RangeReader | PackedReader, tokenizer: Tokenizer, size: tuple[int, ...], rate: Tensor | None, made_by: str
 ) -> Tokens:
-    shapes, coding = tokenizer.grid_shapes(size), tokenizer.coding
+    own_size = tokenizer.media_size(size, None if rate is None else float(rate))
+    shapes, coding = tokenizer.grid_shapes(own_size), tokenizer.coding
     symbols = [int(reader.read(1, n)[0]) for n in coding.sizes(shapes)]
     keep = coding.masks(torch.tensor([symbols], dtype=torch.int64), shapes)
     side: dict[str, Side] = {}
-    for name, (shape, levels) in tokenizer.side_shapes(size).items():
+    for name, (shape, levels) in tokenizer.side_shapes(own_size).items():
         if shape is None:
             length = int(reader.read(1, 1 << 16)[0])
             side[name] = Side((reader.read(length, 256).astype(np.uint8).tobytes(),))

@@ -172,6 +172,10 @@ class Tokenizer(nn.Module):
         """(K, *S) per grid for media of this size: what a receiver knows before any code arrives."""
         return self.quantizer.shapes(self.positions(size))
 
+    def media_size(self, size: tuple[int, ...], rate: float | None) -> tuple[int, ...]:
+        """Size, in the units this tokenizer works in, of media that a file states as `size` at `rate`."""
+        return size
+
     @property
     def coding(self) -> KeepCoding:
         """How the masks of this tokenizer are written."""

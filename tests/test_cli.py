@@ -215,7 +215,7 @@ def test_every_kind_of_oserror_is_one_line(mistake, small_model, photos, tmp_pat
         def refuse(path, tokens):
             raise error
 
-        monkeypatch.setattr("mmtok.files.save_tokens", refuse)
+        monkeypatch.setattr("mmtok.files.images.save_tokens", refuse)
     mistake("encode", a, "-o", out, "--model", small_model)
 
 

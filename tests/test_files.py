@@ -8,7 +8,9 @@ from PIL import Image
 
 from mmtok import load, load_tokens
 from mmtok.data.decode import EXTENSIONS
-from mmtok.files import IMAGES, TOKENS, decode_files, encode_files, plan_files, read_image, write_image
+from mmtok.files import decode_files, encode_files, read_image, write_image
+from mmtok.files.images import ENDINGS as IMAGES
+from mmtok.files.plan import TOKENS, plan_files
 
 
 @pytest.fixture(scope="module")

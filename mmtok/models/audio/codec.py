@@ -104,6 +104,14 @@ class WaveCodec(Tokenizer):
         frames = -(-size[0] // self.hop)
         return (-(-frames // self.frame_multiple) * self.frame_multiple,)
 
+    def media_size(self, size: tuple[int, ...], rate: float | None) -> tuple[int, ...]:
+        """Samples at `sample_rate` of a clip of size[0] samples at `rate`, as `mmtok encode` resamples it."""
+        if rate is None or rate == self.sample_rate:
+            return size
+        if not rate > 0:
+            raise ValueError(f"damaged: a rate of {rate} Hz")
+        return (max(1, round(size[0] * self.sample_rate / rate)),)
+
     def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
         """[B, D, F] -> [B, C, about F * hop]."""
         return self.decoder(z)
@@ -160,7 +168,8 @@ class WaveCodec(Tokenizer):
         return F.pad(x, (0, self.positions((x.shape[-1],))[0] * self.hop - x.shape[-1]))
 
     def _from_model(self, x: Tensor, tokens: Tokens) -> Tensor:
-        size = int(tokens.size.amax())
+        rate = None if tokens.rate is None else float(tokens.rate[0])
+        (size,) = self.media_size((int(tokens.size.amax()),), rate)
         # DAC without output padding loses samples at odd strides: silence in their place
         return F.pad(x, (0, max(0, size - x.shape[-1])))[..., :size]
 

@@ -2,10 +2,10 @@
 
 Legend: B batch, T samples, D latent channels, F code frames, S spectral frames a code frame, N = F * S, W width.
 
-The encoder sees the short-time spectrum, magnitudes and phases compressed; ConvNeXt blocks (arXiv 2201.03545) run at the
-code rate. The decoder runs S times faster and ends in a Fourier head as Vocos does (arXiv 2306.00814). All layers work on
+The encoder sees the short-time spectrum, magnitudes and phases compressed; ConvNeXt blocks (arXiv 2201.03545) run at
+the code rate. The decoder ends S times faster, in a Fourier head as Vocos does (arXiv 2306.00814). All layers work on
 [B, frames, W], frames by channels, where depthwise convolutions are channels-last 2D ones and nothing is transposed:
-with bfloat16 a third faster on a CPU than the same blocks over [B, W, frames]. Not causal; every layer is local, so
+with bfloat16 a quarter faster on a CPU than the same blocks over [B, W, frames]. Not causal; every layer is local, so
 long files are coded in overlapping pieces: `reach` says how far a sample's influence goes.
 """
 

@@ -1,23 +1,21 @@
-"""Media files to token files and back, for `mmtok encode` and `mmtok decode`."""
+"""Image files to token files and back."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmtok.bitstream import load_tokens, save_tokens
+from mmtok.files.plan import TOKENS, plan_files, skip
 from mmtok.tokenizer import Tokenizer
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-TOKENS = (".mmt",)
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
-def encode_files(
+def encode_images(
     tokenizer: Tokenizer, inputs: list[Path], out: Path, num_tokens: int | None = None,
     num_quantizers: int | None = None, overwrite: bool = False,
 ) -> int:
@@ -29,11 +27,11 @@ def encode_files(
     """
     _require_pillow()
     device, failed, images, written, pixels = _device(tokenizer), 0, 0, 0, 0
-    for source, target in plan_files(inputs, out, IMAGES, TOKENS, overwrite):
+    for source, target in plan_files(inputs, out, ENDINGS, TOKENS, overwrite):
         try:
             x = read_image(source)
         except (ValueError, OSError) as error:
-            failed += _skip("encode", source, error)
+            failed += skip("encode", source, error)
             continue
         try:
             tokens = tokenizer.encode(x.to(device), num_tokens=num_tokens, num_quantizers=num_quantizers)
@@ -48,7 +46,7 @@ def encode_files(
     return 1 if failed else 0
 
 
-def decode_files(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int = 0, overwrite: bool = False) -> int:
+def decode_images(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int = 0, overwrite: bool = False) -> int:
     """Writes one PNG a `.mmt` file; returns 0, or 1 when a file could not be decoded (each is named on stderr).
 
     inputs  files and folders; the token files of a folder keep their relative paths below `out`
@@ -57,11 +55,11 @@ def decode_files(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int 
     """
     _require_pillow()
     device, failed = _device(tokenizer), 0
-    for source, target in plan_files(inputs, out, TOKENS, (".png", *IMAGES), overwrite):
+    for source, target in plan_files(inputs, out, TOKENS, (".png", *ENDINGS), overwrite):
         try:
             tokens = load_tokens(source, tokenizer)
         except (ValueError, OSError) as error:
-            failed += _skip("decode", source, error)
+            failed += skip("decode", source, error)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         write_image(target, tokenizer.decode(tokens.to(device), seed=seed)[0])
@@ -97,61 +95,6 @@ def write_image(path: str | os.PathLike[str], x: Tensor) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def plan_files(
-    inputs: list[Path], out: Path, wanted: tuple[str, ...], written: tuple[str, ...], overwrite: bool
-) -> list[tuple[Path, Path]]:
-    """(source, target) per file.
-
-    wanted   endings to look for in folders; a file named by itself is taken whatever its ending
-    written  endings an output file may have; the first is used inside a folder
-    ValueError when nothing matches, two files share a target, or a target exists.
-    """
-    for path in inputs:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist")
-    if len(inputs) == 1 and inputs[0].is_file() and out.suffix and not out.is_dir():
-        if out.suffix.lower() not in written:
-            raise ValueError(f"--out {out}: name a file ending in {', '.join(written)}, or a folder that exists")
-        found = {out: inputs[0]}
-    else:
-        found = _below(inputs, out, wanted, written[0])
-    for target in found:
-        if target.is_dir():
-            raise ValueError(f"{target} is a folder: give another --out")
-        if target.exists() and not overwrite:
-            raise ValueError(f"{target} exists: give another --out, or --overwrite")
-    return [(source, target) for target, source in found.items()]
-
-
-def _below(inputs: list[Path], out: Path, wanted: tuple[str, ...], ending: str) -> dict[Path, Path]:
-    """target -> source, with all targets below the folder `out`."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: name a folder, or one ending in {ending} for a single input")
-    found: dict[Path, Path] = {}
-    for path in inputs:
-        root = path if path.is_dir() else path.parent
-        for source in _walk(path, wanted):
-            target = (out / source.relative_to(root)).with_suffix(ending)
-            if found.setdefault(target, source) != source:
-                raise ValueError(f"{source} and {found[target]} would both become {target}: rename one")
-    if not found:
-        raise ValueError(f"{', '.join(map(str, inputs))}: no file ends in {', '.join(wanted)}")
-    return found
-
-
-def _walk(path: Path, wanted: tuple[str, ...]) -> Iterable[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in wanted)
-
-
-def _skip(command: str, source: Path, error: Exception) -> int:
-    """Names a file that was left out; returns 1, to be added up."""
-    text = f"{source}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-    print(f"mmtok {command}: skipped {' '.join(text.split())}", file=sys.stderr)
-    return 1
 
 
 def _require_pillow() -> None:
