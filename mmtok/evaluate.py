@@ -43,6 +43,7 @@ def main(
     preset: str = PRESETS[0],
     rounding: str = "round",
     limit: int | None = None,
+    only: tuple[str, ...] = (),
     samples: int = 6,
     frechet_of_codecs: bool = False,
     device: str = "cpu",
@@ -64,7 +65,8 @@ def main(
     image_size  side in pixels; None is the model's own
     preset      resize and crop, one of `PRESETS`
     rounding    "round" or "truncate"
-    limit       only the first so many images
+    limit       only the first so many items
+    only        only the items whose name matches one of these patterns, e.g. "it_*"
     samples     images shown, or utterances played, in the report
     weights     file or folder of third-party metric weights
     name        what the report calls the model; None is `model` itself
@@ -81,7 +83,7 @@ def main(
         from mmtok.evaluate_audio import evaluate_audio, plan_audio
 
         audio = plan_audio(lengths, metrics, codecs, samples)
-        found = evaluate_audio(tokenizer, data, audio, device, weights, limit, rank, world, quiet)
+        found = evaluate_audio(tokenizer, data, audio, device, weights, limit, only, rank, world, quiet)
         result = _named(found, model, data, name, command)
         _write(result, target if rank == 0 else None, quiet or rank > 0)
         return result
@@ -92,7 +94,7 @@ def main(
     size = (image_size, image_size) if image_size else tokenizer.size
     if tokenizer.modality != "image" or len(size) != 2 or size[0] != size[1]:
         raise ValueError(f"model: only square images are evaluated here, this is {tokenizer.modality} of size {size}")
-    loader, expected = _loader(data, preset, size[0], batch_size, num_workers, limit, rank, world)
+    loader, expected = _loader(data, preset, size[0], batch_size, num_workers, limit, only, rank, world)
     run = Evaluation(tokenizer, size, plan, device, weights)
     for batch in _progress(loader, quiet or rank > 0):
         run.update(batch)
@@ -161,8 +163,8 @@ def _tokenizer(model: str | Path | Tokenizer) -> Tokenizer:
 
 
 def _loader(
-    data: str | list[str], preset: str, side: int, batch_size: int, workers: int, limit: int | None, rank: int,
-    world: int,
+    data: str | list[str], preset: str, side: int, batch_size: int, workers: int, limit: int | None,
+    only: tuple[str, ...], rank: int, world: int,
 ) -> tuple[EvalLoader, KeyCount]:
     """This process's batches, and every name that all processes together must see."""
     from mmtok.data.module import ShardData
@@ -179,9 +181,14 @@ def _loader(
     )
     loader = shards.eval_loader("data", data, rank, world)
     reader, expected = loader.dataset.items.reader, KeyCount()
-    count = len(reader.index) if limit is None else min(limit, len(reader.index))
-    loader.dataset.samples = range(rank, count, world)
-    expected.update(reader.key(sample) for sample in range(count))
+    samples = range(len(reader.index))
+    if only:
+        from mmtok.evaluate_audio import chosen
+
+        samples = chosen([reader.key(sample) for sample in samples], only)
+    samples = samples[:limit]
+    loader.dataset.samples = samples[rank::world]
+    expected.update(reader.key(sample) for sample in samples)
     return loader, expected
 
 
@@ -210,6 +217,7 @@ def command_line(
     parser.add_argument("--preset", default=PRESETS[0], help="resize and crop: " + ", ".join(PRESETS))
     parser.add_argument("--rounding", default="round", help="how floats become 8 bits: round, or truncate to compare")
     parser.add_argument("--limit", type=int, help="only the first so many items")
+    parser.add_argument("--only", nargs="+", default=(), help="only names that match one of these patterns")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -220,7 +228,8 @@ def command_line(
         data = options.data if len(options.data) > 1 else options.data[0]
         main(
             options.model, data, options.out, tuple(options.lengths), options.metrics, options.codecs,
-            options.batch_size, options.size, options.preset, options.rounding, options.limit, device=options.device,
+            options.batch_size, options.size, options.preset, options.rounding, options.limit, tuple(options.only),
+            device=options.device,
             weights=options.weights, num_workers=options.workers, overwrite=options.overwrite,
         )
     except (ValueError, OSError) as error:

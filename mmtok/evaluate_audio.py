@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def plan_audio(
 
 def evaluate_audio(
     tokenizer: Tokenizer, data: str | list[str], plan: AudioPlan, device: str, weights: str | Path | None,
-    limit: int | None, rank: int, world: int, quiet: bool,
+    limit: int | None, only: Sequence[str], rank: int, world: int, quiet: bool,
 ) -> AudioResult:
     """Measures every utterance of some audio shards, of `samples:audio...`, or of a folder of audio files."""
     from rich.progress import track
@@ -48,7 +49,7 @@ def evaluate_audio(
     if limit is not None and limit < 1:
         raise ValueError(f"limit: must be at least 1, got {limit}")
     channels = int(getattr(tokenizer, "channels", 1))
-    keys, utterances = open_data(data, run.sample_rate, channels, limit, rank, world)
+    keys, utterances = open_data(data, run.sample_rate, channels, limit, rank, world, only)
     expected = KeyCount()
     expected.update(keys)
     mine = len(range(rank, len(keys), world))
@@ -61,29 +62,41 @@ def evaluate_audio(
 
 
 def open_data(
-    data: str | list[str], rate: int, channels: int, limit: int | None = None, rank: int = 0, world: int = 1
+    data: str | list[str], rate: int, channels: int, limit: int | None = None, rank: int = 0, world: int = 1,
+    only: Sequence[str] = (),
 ) -> tuple[list[str], Iterator[Utterance]]:
-    """(every name, this process's utterances) of shards or of a folder that holds audio files and no index."""
+    """(every name, this process's utterances) of shards or of a folder that holds audio files and no index.
+
+    only: patterns of names; limit: the first so many of them.
+    """
     folder = Path(data).expanduser() if isinstance(data, str) else None
     if folder is not None and folder.is_dir() and not (folder / "index.json").exists():
-        files = audio_files(folder)[:limit]
-        keys = [path.relative_to(folder).as_posix() for path in files]
+        names = [path.relative_to(folder).as_posix() for path in audio_files(folder)]
+        keys = [names[i] for i in chosen(names, only)[:limit]]
         return keys, (_read(folder / key, key, rate, channels) for key in keys[rank::world])
     from mmtok.data.audio_module import AudioData
 
     module = AudioData(train=data, sample_rate=rate, channels=channels, eval_batch_size=1, num_workers=0)
     items = module.eval_loader("data", data, rank, world).dataset.items
-    count = len(items.reader.index) if limit is None else min(limit, len(items.reader.index))
-    keys = [items.reader.key(sample) for sample in range(count)]
+    names = [items.reader.key(sample) for sample in range(len(items.reader.index))]
+    samples = chosen(names, only)[:limit]
 
     def utterances() -> Iterator[Utterance]:
-        for sample in range(rank, count, world):
+        for sample in samples[rank::world]:
             try:
-                yield Utterance(keys[sample], torch.from_numpy(items.load(sample, (0,), 0).x))
+                yield Utterance(names[sample], torch.from_numpy(items.load(sample, (0,), 0).x))
             except BadSample as error:
-                yield Utterance(keys[sample], None, str(error))
+                yield Utterance(names[sample], None, str(error))
 
-    return keys, utterances()
+    return [names[sample] for sample in samples], utterances()
+
+
+def chosen(names: Sequence[str], only: Sequence[str]) -> list[int]:
+    """Numbers of the names that match one of the patterns, of all without patterns; ValueError when none does."""
+    found = [i for i, name in enumerate(names) if not only or any(fnmatchcase(name, pattern) for pattern in only)]
+    if not found:
+        raise ValueError(f"only: no name matches {', '.join(only)}; the first is {names[0] if names else 'missing'}")
+    return found
 
 
 def audio_files(folder: Path) -> list[Path]:

@@ -25,8 +25,8 @@ DISTRIBUTIONS = {
 }
 # asked for by name where it is used, with an error that says what to install
 OPTIONAL = {
-    "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "pesq", "pystoi", "pycodec2", "distillmos", "faster_whisper",
-    "resemblyzer",
+    "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "pesq", "pystoi", "pycodec2", "distillmos",
+    "faster_whisper", "resemblyzer",
 }
 BY_TORCH = {"filelock"}  # a requirement of torch's own
 

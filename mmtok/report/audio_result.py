@@ -36,8 +36,9 @@ class Clip:
 
 @dataclass
 class AudioResult(EvaluationResult):
-    """`images` counts utterances, `size` is (0, 0). `original` is the ground-truth row: what the metrics give the originals themselves.
+    """`images` counts utterances, `size` is (0, 0).
 
+    original       the ground-truth row: what the metrics give the originals themselves
     rate           Hz of the codec
     audio_seconds  of all utterances
     failures       every utterance that could not be read or that a metric has no value for

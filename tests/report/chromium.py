@@ -81,8 +81,10 @@ class Chromium:
             self.events.append(self._next(60))
 
     def run(self, script):
-        """The value of a JavaScript expression (a promise is awaited)."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        """The value of a JavaScript expression (a promise is awaited), run as if the user had clicked."""
+        answer = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"])
         return answer["result"].get("value")

@@ -1,11 +1,13 @@
-"""One small evaluation with codecs, written as a report."""
+"""Two small evaluations with codecs, to be written as reports."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from codec_toy import RATE, codec
 from dct_toy import SIDE, DctTokenizer
 
+from mmtok.metrics.audio.evaluation import AudioEvaluation, AudioPlan
 from mmtok.metrics.evaluation import Evaluation, Plan
 from mmtok.types import Batch
 
@@ -19,3 +21,20 @@ def result():
     run = Evaluation(DctTokenizer(), (SIDE, SIDE), plan)
     run.update(Batch.of(x, tuple(f"shelf/<photo {i}>" for i in range(6))))
     return replace(run.finish(), model="dct & toy", data="shelf", command="mmtok eval <toy>", versions={"mmtok": "1"})
+
+@pytest.fixture(scope="session")
+def sounds():
+    """A small evaluation of a toy codec beside Codec 2 and Opus, with names that must be escaped and a failure."""
+    t = torch.arange(24000) / RATE
+    waves = {}
+    for i, hertz in enumerate((120, 190, 260)):
+        tone = sum(torch.sin(2 * torch.pi * hertz * k * t + k) / k for k in range(1, 12))
+        waves[f"shelf/<voice {i}>"] = 0.08 * tone * (1 + torch.sin(2 * torch.pi * 4 * t))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmtok.metrics.audio.anchors.SWEEPS", {"opus": (6000, 16000), "codec2": (700, 3200)})
+        run = AudioEvaluation(codec(waves), AudioPlan((1, 2, 4), ("distillmos", "stoi", "mel"), ("opus", "codec2"), 2))
+    for key, wave in waves.items():
+        run.update(key, wave[None])
+    run.skip("shelf/<text>", "unsupported: no sound")
+    named = {"model": "blocks & toy", "data": "shelf", "command": "mmtok eval <toy>", "versions": {"mmtok": "1"}}
+    return replace(run.finish(), **named)
