@@ -14,21 +14,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmtok.importers.torchscript import read_torchscript
+
 WEIGHTS = (
     "model.safetensors", "diffusion_pytorch_model.safetensors", "weights.safetensors", "pytorch_model.bin", "last.ckpt",
+    "autoencoder.jit",
+)  # fmt: skip
+PARTS = (  # of LaVIT, one file a network
+    "eva_vitg_psz14.bin", "tokenizer_encoder.bin", "tokenizer_decoder.bin", "highres_tokenizer_decoder.bin"
 )  # fmt: skip
 CONFIGS = ("config.json", "model.yaml", "config.yaml")
 NESTED = ("state_dict", "model", "ema")
+HALVES = ("encoder.jit", "decoder.jit")  # of one model (Cosmos)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(published config, {} when there is none; flat state dict) of a weights file or a folder that holds one.
 
     The config is the file called config.json, model.yaml or config.yaml beside the weights. State dicts nested under
-    `state_dict`, `model` or `ema` are taken out, in this order.
+    `state_dict`, `model` or `ema` are taken out, in this order. Where every network has a file of its own (`PARTS`),
+    their names become prefixes.
     """
     path = Path(path).expanduser()
     file = path
+    if path.is_dir() and all((path / name).is_file() for name in HALVES):
+        config = next((path / name for name in CONFIGS if (path / name).is_file()), None)
+        encoder, decoder = (read_torchscript(path / name) for name in HALVES)
+        return ({} if config is None else read_config(config)), encoder | decoder
+    parts = [path / name for name in PARTS if (path / name).is_file()]
+    if parts:
+        return {}, {f"{part.stem}.{key}": value for part in parts for key, value in read_state(part).items()}
     if path.is_dir():
         found = [path / name for name in WEIGHTS if (path / name).is_file()]
         if not found:
@@ -52,7 +67,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The flat state dict of a .safetensors file or of a torch file read with `weights_only=True`."""
+    """The flat state dict of a .safetensors file, a .jit archive or a torch file read with `weights_only=True`."""
+    if path.suffix == ".jit":
+        return read_torchscript(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
