@@ -27,8 +27,8 @@ setup(
     ext_modules=[
         Extension(
             "mmtok.kernels._native",
-            sources=[f"{CSRC}/{name}.cpp" for name in ("library", "avx512", "avx2", "portable")],
-            depends=[f"{CSRC}/{name}" for name in ("kernels.h", "panels.inc", "search.inc", "scatter.inc")],
+            sources=[f"{CSRC}/{name}.cpp" for name in ("library", "avx512bf16", "avx512", "avx2", "portable")],
+            depends=[f"{CSRC}/kernels.h", *(f"{CSRC}/{name}.inc" for name in ("panels", "search", "halves", "scatter"))],
             extra_compile_args=["-O3", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-pthread",
                                 "-fvisibility=default", "-Wno-psabi"],
             extra_link_args=["-pthread"],

@@ -1,7 +1,7 @@
 """Which implementation serves which device: CPU C++ -> torch, CUDA Triton -> torch.
 
-The C++ library has three code paths (avx512, avx2, portable) and takes the widest the processor runs. The environment
-variable MMTOK_KERNELS, or `forced(...)` for a block of code, names one instead: avx512, avx2, portable, torch.
+The C++ library has four code paths (avx512bf16, avx512, avx2, portable) and takes the widest the processor runs. The
+environment variable MMTOK_KERNELS, or `forced(...)` for a block of code, names one of them, or torch, instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from mmtok.kernels import native, reference
 
-PATHS = ("avx512", "avx2", "portable", "torch")
+PATHS = (*native.NAMES, "torch")
 _forced: str | None = None
 _told: set[str] = set()
 

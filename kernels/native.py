@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMES = ("avx512", "avx2", "portable")  # the numbers csrc/library.cpp gives the paths
+NAMES = ("avx512bf16", "avx512", "avx2", "portable")  # the numbers csrc/library.cpp gives the paths
+VERSION = 2  # of the C interface, as csrc/library.cpp states it
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 _library: Any = None  # the loaded ctypes.CDLL
 problem: str | None = None  # why the library can't be used
-_selected = 2
+_selected = NAMES.index("portable")
 
 
 def _load() -> None:
@@ -37,7 +38,9 @@ def _load() -> None:
         return
     pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     rows = [pointer, number, number, number, integer]
+    older = f"{files[0].name} was built from other sources: install mmtok again (pip install -e .)"
     for name, result, arguments in (
+        ("version", integer, []),
         ("path", ctypes.c_char_p, [integer]),
         ("nearest", integer,
          [integer, integer, *rows, *[pointer] * 2, number, number, integer, number, *[pointer] * 2]),
@@ -54,9 +57,12 @@ def _load() -> None:
         try:
             function = getattr(_library, f"mmtok_{name}")
         except AttributeError:
-            problem = f"{files[0].name} was built from older sources: install mmtok again (pip install -e .)"
+            problem = older
             return
         function.restype, function.argtypes = result, arguments
+    if _library.mmtok_version() != VERSION:
+        problem = older
+        return
     _library.mmtok_use_openmp(_openmp_entry())
 
 

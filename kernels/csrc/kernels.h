@@ -1,4 +1,4 @@
-// What the three instruction-set builds of search.inc share with the thread driver in library.cpp.
+// What the instruction-set builds of search.inc share with the thread driver in library.cpp.
 // Legend: N rows, D dimensions, V codes, Q depths, k nearest. Plain C types only: nothing here may be compiled twice
 // with different instruction sets and then merged by the linker.
 #pragma once
@@ -58,6 +58,7 @@ struct Isa {
   double (*multiply_add)(int64_t rounds, float* sink);
 };
 
+const Isa* isa_avx512bf16();
 const Isa* isa_avx512();
 const Isa* isa_avx2();
 const Isa* isa_portable();

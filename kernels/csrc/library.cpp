@@ -89,10 +89,13 @@ const Isa* isa(int path) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (path == 0) return avx512 ? isa_avx512() : nullptr;
-  if (path == 1) return avx2 ? isa_avx2() : nullptr;
+#if defined(__clang__) || __GNUC__ >= 10
+  if (path == 0) return avx512 && __builtin_cpu_supports("avx512bf16") ? isa_avx512bf16() : nullptr;
 #endif
-  return path == 2 ? isa_portable() : nullptr;
+  if (path == 1) return avx512 ? isa_avx512() : nullptr;
+  if (path == 2) return avx2 ? isa_avx2() : nullptr;
+#endif
+  return path == 3 ? isa_portable() : nullptr;
 }
 
 // runs the job over rows 0..count; 0, or 1 when memory is lacking
@@ -133,6 +136,9 @@ bool outside(const int64_t* codes, const uint8_t* mask, int64_t count, int64_t s
 }  // namespace
 
 extern "C" {
+
+// native.py asks for this number: raise it there and here when a function or the meaning of an argument changes
+int mmtok_version() { return 2; }
 
 // null: threads of our own
 void mmtok_use_openmp(void* parallel_entry) {
