@@ -163,18 +163,19 @@ class ResBlock3d(Causal):
     conv  (in, out) -> convolution that keeps the size: 3x3x3, over space or time alone, or factorised
     norm  channels -> norm
     zero_init  the block starts as the identity (VidTok's blocks over time)
+    bias  of the shortcut
     """
 
     def __init__(
         self, in_channels: int, channels: int, conv: Callable[[int, int], nn.Module], norm: Callable[[int], nn.Module],
-        zero_init: bool = False,
+        zero_init: bool = False, bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = norm(in_channels)
         self.conv1 = conv(in_channels, channels)
         self.norm2 = norm(channels)
         self.conv2 = conv(channels, channels)
-        self.shortcut = nn.Conv3d(in_channels, channels, 1) if in_channels != channels else None
+        self.shortcut = nn.Conv3d(in_channels, channels, 1, bias=bias) if in_channels != channels else None
         if zero_init:
             last = [m for m in self.conv2.modules() if isinstance(m, CausalConv3d)][-1].conv
             nn.init.zeros_(last.weight)

@@ -125,6 +125,8 @@ class StridedDown(Causal):
         self.conv = CausalConv3d(
             channels, channels, (3, 3, 3), stride, bias=bias, pad_mode=pad_mode, first_alone=True
         )
+        if space == 2:  # one zero on every side; of even sizes the one behind is never read
+            self.conv.sides = [1, 0, 1, 0, 0, 0]
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + (T - 1) / time, H / space, W / space]."""

@@ -210,3 +210,35 @@ def test_cvivit(folder):
     if "pre_quant" in io:
         close(tokenizer.quantizer.inward(tokenizer.latents(io["x"] * 2 - 1)).movedim(1, -1), io["pre_quant"], 2e-5)
     assert set(tokenizer.state_dict()) - set(converted.source) <= {"quantizer.usage"}
+
+
+@pytest.mark.parametrize("folder", folders("open_magvit2_video"), ids=label)
+@torch.no_grad()
+def test_open_magvit2_video(folder):
+    facts, tokenizer, io, converted = load(folder, "open_magvit2_video")
+    for kind in ("", "image_"):
+        x = io["x"] if not kind else io["x"][:, :, :1]
+        tokens = tokenizer.encode(x)
+        close(tokenizer.latents(x), io[f"{kind}encoder_out"], 5e-5)
+        assert torch.equal(tokens.codes[:, 0], io[f"{kind}indices"])
+        close(raw(tokenizer, tokens), io[f"{kind}recon"], 5e-5)
+    losses = tokenizer.quantizer(io["encoder_out"]).losses
+    close(losses["commit"].view(1), io["commitment"])
+    torch.testing.assert_close(losses["sample_entropy"].view(1), io["sample_entropy"], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(-losses["diversity"].view(1), io["codebook_entropy"], atol=1e-6, rtol=1e-3)
+    assert set(tokenizer.state_dict()) == set(converted.source)
+    assert not tokenizer.causal
+    with pytest.raises(ValueError, match="cannot stream"):
+        tokenizer.stream_state()
+
+
+@pytest.mark.parametrize("folder", folders("open_magvit2_video")[:1], ids=label)
+def test_averages_of_open_magvit2_video(folder):
+    facts, _, _, converted = load(folder, "open_magvit2_video")
+    module = importlib.import_module("mmtok.importers.open_magvit2_video")
+    state = load_file(folder / "weights.safetensors")
+    state = {key: value.float() for key, value in state.items()}
+    both = {key: value + 1 for key, value in state.items()}
+    both |= {average: state[name] for average, name in facts["ema"]["names"].items() if name in state}
+    again = module.convert(both, module.facts(facts, both))
+    assert all(torch.equal(again.state[key], value) for key, value in converted.state.items())
