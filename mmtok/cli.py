@@ -51,6 +51,10 @@ def _run(argv: list[str]) -> int:
         from mmtok.evaluate import command_line
 
         return command_line("Measures a tokenizer at every length.", args=argv[1:], prog="mmtok eval")
+    if argv and argv[0] == "compare":
+        from mmtok.compare import command_line as compare
+
+        return compare("Measures several tokenizers on the same data by one protocol.", argv[1:], "mmtok compare")
     options = _parser().parse_args(argv)
     return int(options.run(options) or 0)
 
@@ -66,6 +70,7 @@ def _parser() -> Parser:
     _file_commands(commands)
     _shard_commands(commands)
     commands.add_parser("eval", help="quality, bits and curves on shards, with a report (options: mmtok eval --help)")
+    commands.add_parser("compare", help="one table over several tokenizers (options: mmtok compare --help)")
 
     command = _add(commands, "demo", "train a small tokenizer on sample media and write a report", _demo)
     command.add_argument("modality", choices=["image"])

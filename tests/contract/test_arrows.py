@@ -19,7 +19,7 @@ LAYERS = (
     "losses files listing export {metrics report}",
     "evaluate_audio",
     "training evaluate",
-    "demo",
+    "compare demo",
     "cli",
 )
 
