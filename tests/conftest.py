@@ -58,6 +58,22 @@ def processes():
     return run
 
 
+@pytest.fixture(scope="session")
+def speech_model(tmp_path_factory):
+    """Folder of a tiny random HuBERT with the published strides: 16 wide, two layers."""
+    import torch
+    from transformers import HubertConfig, HubertModel
+
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=[8] * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, vocab_size=8,
+    )
+    folder = tmp_path_factory.mktemp("teacher")
+    HubertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
 TITOK = "mmtok.models.image.titok"
 SIZES = {"dim": 4, "num_latents": 16, "image_size": 64, "patch": 16, "width": 32, "layers": 1, "heads": 2}
 SMALL_MODEL = {

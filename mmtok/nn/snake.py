@@ -38,6 +38,19 @@ class SnakeBeta(nn.Module):
         return x + (beta + 1e-9).reciprocal() * torch.sin(alpha * x).square()
 
 
+class HalfSnake(nn.Module):
+    """Snake on the first half of the channels, leaky ReLU (0.01) on the others (NVIDIA's NanoCodec)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cut = channels // 2
+        self.snake = Snake(self.cut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C, T]."""
+        return torch.cat([self.snake(x[:, : self.cut]), F.leaky_relu(x[:, self.cut :], 0.01)], 1)
+
+
 class AliasFree(nn.Module):
     """An activation at twice the rate, between low-pass filters, so that the overtones it makes do not fold back.
 

@@ -62,41 +62,26 @@ def test_pooling_is_centred():
     assert found[0, 5, 0] == teacher[0, 18:26].mean() and found[0, 0, 0] == teacher[0, :6].mean()
 
 
-@pytest.fixture(scope="module")
-def hubert(tmp_path_factory):
-    """Folder of a tiny random HuBERT with the published strides."""
-    from transformers import HubertConfig, HubertModel
-
-    torch.manual_seed(0)
-    config = HubertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=[8] * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, vocab_size=8,
-    )
-    folder = tmp_path_factory.mktemp("teacher")
-    HubertModel(config).save_pretrained(folder)
-    return str(folder)
-
-
-def test_the_speech_model(hubert):
+def test_the_speech_model(speech_model):
     from transformers import AutoModel
 
     torch.manual_seed(1)
     x = torch.randn(2, 2, 3200) * 0.1
-    found = SpeechModel(hubert, 16000).eval()(x)
+    found = SpeechModel(speech_model, 16000).eval()(x)
     assert found.shape == (2, 10, 16) and not found.requires_grad
     mono = x.mean(1)
     mono = (mono - mono.mean(1, keepdim=True)) / mono.std(1, unbiased=False, keepdim=True)
-    model = AutoModel.from_pretrained(hubert).eval()
+    model = AutoModel.from_pretrained(speech_model).eval()
     with torch.no_grad():
         states = model(torch.nn.functional.pad(mono, (160, 160)), output_hidden_states=True).hidden_states
     torch.testing.assert_close(found, torch.stack(states).mean(0), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(SpeechModel(hubert, 16000, layer=1).eval()(x), states[1], atol=1e-4, rtol=1e-4)
-    assert SpeechModel(hubert, 24000).eval()(torch.randn(1, 1, 4800)).shape == (1, 10, 16)
-    teacher = SpeechModel(hubert, 16000).eval()
+    torch.testing.assert_close(SpeechModel(speech_model, 16000, layer=1).eval()(x), states[1], atol=1e-4, rtol=1e-4)
+    assert SpeechModel(speech_model, 24000).eval()(torch.randn(1, 1, 4800)).shape == (1, 10, 16)
+    teacher = SpeechModel(speech_model, 16000).eval()
     ragged = teacher(x, torch.tensor([3200, 1600]))
     torch.testing.assert_close(ragged[1:, :5], teacher(x[1:, :, :1600]), atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="teacher.layer: this model has hidden states 0 to 2, got 3"):
-        SpeechModel(hubert, 16000, layer=3)
+        SpeechModel(speech_model, 16000, layer=3)
     with pytest.raises(ValueError, match="teacher.path: nowhere/at/all is no folder"):
         SpeechModel("nowhere/at/all", 16000)
 
@@ -112,11 +97,11 @@ def codec(split):
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["residual", "split"])
-def test_the_first_codebook_learns_and_the_teacher_is_not_saved(hubert, split):
+def test_the_first_codebook_learns_and_the_teacher_is_not_saved(speech_model, split):
     torch.manual_seed(0)
     model = codec(split)
     objective = Objective(
-        {"semantic": Semantic("cosine" if split else "feature", SpeechModel(hubert, 16000), hop=320)},
+        {"semantic": Semantic("cosine" if split else "feature", SpeechModel(speech_model, 16000), hop=320)},
         {"semantic": 120.0, "commit": 0.0},
     )
     assert not list(objective.parameters()) and not objective.state_dict()

@@ -1,7 +1,9 @@
-"""What the usage meter reads under depth drop."""
+"""What the usage meter reads under depth drop; a schedule."""
 
+import pytest
 import torch
 
+from mmtok.training import Exponential
 from mmtok.training.meters import UsageMeter
 from mmtok.types import Tokens
 
@@ -19,3 +21,11 @@ def test_depth_drop_is_counted():
     assert found["code/window_last_usage"] == 0.5  # only codes 3 and 1 of the first item were sent
     assert found["code/window_usage"] == 0.75
     assert meter.read() == {}
+
+
+def test_exponential_schedule():
+    """DAC's: after the warm-up the rate shrinks by the same factor at every step."""
+    schedule = Exponential(0.5, warmup=2)
+    assert [schedule(step) for step in range(5)] == [0.5, 1.0, 1.0, 0.5, 0.25]
+    with pytest.raises(ValueError, match="schedule.factor must lie in"):
+        Exponential(1.5)

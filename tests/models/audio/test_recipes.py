@@ -1,0 +1,59 @@
+"""The YAML recipes on the meta device: published parameter counts and rates, weights for every loss."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmtok.configs
+from mmtok.hub import build
+from mmtok.training.config_file import read_config_file
+
+ROOT = Path(mmtok.configs.__file__).parent / "audio"
+PUBLISHED = {  # recipe: (million parameters, to this precision, frames a second, kbps)
+    "encodec_24k": (14.85, 0.005, 75, 24.0),
+    "encodec_48k": (14.85, 0.02, 150, 24.0),
+    "dac_44k": (76.62, 0.05, 44100 / 512, 7.752),
+    "dac_24k": (74.71, 0.05, 75, 24.0),
+    "dac_16k": (74.1, 0.08, 50, 6.0),
+    "snac_24k": (19.84, 0.02, 24000 / 512, 0.984),
+    "wavtokenizer_75": (80.56 - 8.80, 0.03, 75, 0.9),  # without the decoder that is saved, but never used
+    "wavtokenizer_40": (80.9 - 8.80, 0.05, 40, 0.48),
+    "bigcodec": (159, 0.6, 80, 1.04),
+    "mimi": (79.31 + 0.525, 0.01, 12.5, 4.4),  # and the layer that predicts the teacher's features
+    "speechtokenizer": (103.68, 0.005, 50, 4.0),
+    "nanocodec_0_6kbps": (61.73 + 0.03, 0.01, 12.5, 0.599),  # gains of weight normalization on top
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_rates(name):
+    millions, precision, frames, kbps = PUBLISHED[name]
+    config = read_config_file(ROOT / f"{name}.yaml")
+    with torch.device("meta"):
+        codec = build(config["model"]["tokenizer"])
+    count = sum(p.numel() for p in codec.parameters()) / 1e6
+    assert abs(count - millions) <= precision, count
+    data = config["data"]["init_args"]
+    assert codec.sample_rate == data["sample_rate"] and codec.channels == data.get("channels", 1)
+    assert codec.spec.kbps == pytest.approx(kbps, abs=1e-3) and codec.sample_rate / codec.hop == frames
+    crop = int(data["seconds"] * data["sample_rate"]) // data["hop"] * data["hop"]
+    # whole frames of the coarsest grid, so that no crop ends in padding
+    assert crop % codec.hop == 0 and codec.positions((crop,))[0] * codec.hop == crop
+
+
+def test_vocos_changes_nothing_but_the_decoder():
+    ours, theirs = (read_config_file(ROOT / f"{name}.yaml") for name in ("vocos_encodec", "encodec_24k"))
+    args = [config["model"]["tokenizer"]["init_args"] for config in (ours, theirs)]
+    assert all(args[0][part] == args[1][part] for part in ("encoder", "quantizer", "sample_rate", "end"))
+    assert ours["model"]["freeze"] == ["encoder", "quantizer"]
+
+
+def test_weights_of_dac_are_the_published_ones_times_the_mean_depth():
+    """DAC sums over depths; half of the clips keep all Q, the others 1 to Q."""
+    for name, count in (("dac_44k", 9), ("dac_24k", 32), ("dac_16k", 12)):
+        config = read_config_file(ROOT / f"{name}.yaml")
+        assert len(config["model"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["quantizers"]) == count
+        weights = config["model"]["objective"]["init_args"]["weights"]
+        depth = 0.5 * count + 0.5 * (1 + count) / 2
+        assert weights["codebook"] == depth and weights["commit"] == depth / 4
