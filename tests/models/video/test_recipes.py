@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from mmtok.hub import build
 from mmtok.importers import cosmos, vidtok
+from mmtok.nn.cogvideox import CogVideoXDecoder, CogVideoXEncoder
 from mmtok.nn.resample3d import HybridDown, HybridUp
 from mmtok.training import Objective
 from mmtok.training.config_file import read_config_file
@@ -58,6 +59,13 @@ def test_vidtok_has_the_published_sizes():
     assert round(millions(model.encoder), 1) == 69.2 and round(millions(model.decoder), 1) == 88.2
     assert len(model.encoder.state_dict()) == 176 and len(model.decoder.state_dict()) == 240
     assert round(model.spec.bpp, 3) == 0.069  # 17 frames
+
+
+def test_cogvideox_has_the_published_size():
+    with torch.device("meta"):
+        halves = CogVideoXEncoder(), CogVideoXDecoder()
+    assert round(sum(millions(half) for half in halves), 1) == 215.6
+    assert sum(len(half.state_dict()) for half in halves) == 436
 
 
 @pytest.mark.parametrize(
