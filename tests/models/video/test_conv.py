@@ -13,6 +13,7 @@ from mmtok.nn.conv_video import ConvEncoder3d
 from mmtok.nn.video_parts import CosmosParts, VidTokParts
 from mmtok.types import Batch
 
+
 @pytest.fixture(params=MODELS)
 def model(request):
     return MODELS[request.param]()
