@@ -51,6 +51,10 @@ def _run(argv: list[str]) -> int:
         from mmtok.evaluate import command_line
 
         return command_line("Measures a tokenizer at every length.", args=argv[1:], prog="mmtok eval")
+    if argv and argv[0] == "tokenize":
+        from mmtok.corpus.command import command_line as tokenize
+
+        return tokenize(argv[1:])
     if argv and argv[0] == "compare":
         from mmtok.compare import command_line as compare
 
@@ -69,13 +73,14 @@ def _parser() -> Parser:
     commands.add_parser("train", help="train a tokenizer from a YAML (options: mmtok train --help)", add_help=False)
     _file_commands(commands)
     _shard_commands(commands)
+    commands.add_parser("tokenize", help="media shards to token shards (options: mmtok tokenize --help)")
     commands.add_parser("eval", help="quality, bits and curves on shards, with a report (options: mmtok eval --help)")
     commands.add_parser("compare", help="one table over several tokenizers (options: mmtok compare --help)")
 
     command = _add(commands, "demo", "train a small tokenizer on sample media and write a report", _demo)
-    command.add_argument("modality", choices=["image"])
+    command.add_argument("modality", choices=["image", "audio"])
     command.add_argument(
-        "--out", type=Path, default=Path("runs/demo-image"),
+        "--out", type=Path,
         help="folder for shards, run and report: a new one, or an earlier demo, which is replaced",
     )
 
@@ -265,6 +270,6 @@ def _shards_check(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from mmtok.demo import demo_image
+    from mmtok.demo import demo
 
-    demo_image(options.out)
+    demo(options.modality, options.out or Path("runs") / f"demo-{options.modality}")

@@ -1,16 +1,38 @@
-"""`mmtok demo image`: photographs to shards, a trained tail-drop tokenizer, and a report to look at."""
+"""`mmtok demo image|audio`: sample media to shards, a trained tail-drop tokenizer, and a report to look at."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-RECIPE = "demo/image"
+
+@dataclass(frozen=True)
+class Demo:
+    """What one modality's demonstration trains on and with, in words for the terminal."""
+
+    samples: str
+    recipe: str
+    media: str
+    beside: str
+    short_side: int | None = None
 
 
-def demo_image(out: Path) -> Path:
+DEMOS = {
+    "image": Demo(
+        "samples:image", "demo/image", "photographs from installed packages, split by whole photograph",
+        "JPEG, WebP and AVIF", short_side=512,
+    ),
+    "audio": Demo(
+        "samples:audio", "demo/audio", "speech and music that come with the package, split by speaker",
+        "Opus and Codec 2",
+    ),
+}  # fmt: skip
+
+
+def demo(modality: str, out: Path) -> Path:
     """Writes shards/, run/, report/ and metrics.json below `out`; returns the report page.
 
     An existing demo is replaced, any other folder is refused. With the training extra on two CPU cores this takes
@@ -21,6 +43,7 @@ def demo_image(out: Path) -> Path:
     from mmtok.listing import config_path
     from mmtok.training.cli import main as train
 
+    this = DEMOS[modality]
     mark = out / ".mmtok-demo"
     if out.exists():
         if not mark.exists():
@@ -31,18 +54,18 @@ def demo_image(out: Path) -> Path:
     mark.touch()
 
     started = time.perf_counter()
-    _step("1/3", "photographs from installed packages, split by whole photograph, to WebDataset shards")
-    for report in make("samples:image", str(out / "shards"), short_side=512, workers=2):
+    _step("1/3", f"{this.media}, to WebDataset shards")
+    for report in make(this.samples, str(out / "shards"), short_side=this.short_side, workers=2):
         print(describe(report))
-    _step("2/3", f"train {config_path(RECIPE).name} (curves: {out}/run/metrics.csv)", started)
+    _step("2/3", f"train {config_path(this.recipe).name} (curves: {out}/run/metrics.csv)", started)
     train([
-        "fit", "-c", str(config_path(RECIPE)), "--runs", str(out), "--name", "run", "--wandb", "false",
+        "fit", "-c", str(config_path(this.recipe)), "--runs", str(out), "--name", "run", "--wandb", "false",
         f"--data.train={out / 'shards' / 'train'}", f"--data.val={out / 'shards' / 'heldout'}",
     ])  # fmt: skip
-    _step("3/3", "measure the held-out photographs at every length, beside JPEG, WebP and AVIF", started)
+    _step("3/3", f"measure what was held out at every length, beside {this.beside}", started)
     evaluate(
-        out / "run" / "tokenizer", str(out / "shards" / "heldout"), out, name="demo-image",
-        command="mmtok demo image", overwrite=True,
+        out / "run" / "tokenizer", str(out / "shards" / "heldout"), out, name=f"demo-{modality}",
+        command=f"mmtok demo {modality}", overwrite=True,
     )
     page = out / "report" / "index.html"
     print(f"done in {time.perf_counter() - started:.0f} s: open {page}")
