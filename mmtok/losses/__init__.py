@@ -5,7 +5,16 @@ from mmtok.losses.base import Teacher, Term
 from mmtok.losses.distillation import ProxyCodes
 from mmtok.losses.entropy import CodeEntropy
 from mmtok.losses.features import FeatureContrast
-from mmtok.losses.gan import GANLoss, Hinge, HingeNonSaturating, LeastSquares, NonSaturating, Vanilla
+from mmtok.losses.gan import (
+    GANLoss,
+    Hinge,
+    HingeNonSaturating,
+    LeastSquares,
+    NoisyNonSaturating,
+    NonSaturating,
+    Vanilla,
+)
+from mmtok.losses.kinds import OnImages, OnVideos
 from mmtok.losses.matching import FeatureMatching
 from mmtok.losses.perceptual import ConvNeXtLogits, Perceptual
 from mmtok.losses.reconstruction import L1, L2, LogCosh
@@ -17,6 +26,7 @@ __all__ = [
     "DACSTFT", "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "DACMel", "EnCodecMel",
     "FeatureContrast", "FeatureMatching", "FrameLikelihood", "FramePerceptual", "GANLoss",
     "Hinge", "HingeNonSaturating", "LeastSquares", "LogCosh",
-    "MultiResolutionSTFT", "NonSaturating", "Perceptual", "ProxyCodes", "Semantic", "SpeechModel",
+    "MultiResolutionSTFT", "NoisyNonSaturating", "NonSaturating", "OnImages", "OnVideos", "Perceptual",
+    "ProxyCodes", "Semantic", "SpeechModel",
     "SpeechTokenizerMel", "Teacher", "Term", "Vanilla", "VocosMel",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ Legend: logits have any shape.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,6 +55,19 @@ class NonSaturating(GANLoss):
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+
+
+class NoisyNonSaturating(NonSaturating):
+    """Cross-entropy whose discriminator learns noisy labels: 1 - noise |N|, at least `real`, and noise |N|, at most
+    `fake`, N normal, drawn anew for every logit (LARP, arXiv 2410.21264)."""
+
+    def __init__(self, noise: float = 0.15, real: float = 0.7, fake: float = 0.3) -> None:
+        self.noise, self.real, self.fake = noise, real, fake
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        high = (1 - self.noise * torch.randn_like(real).abs()).clamp(min=self.real)
+        low = (self.noise * torch.randn_like(fake).abs()).clamp(max=self.fake)
+        return (F.softplus(real) - high * real).mean() / 2 + (F.softplus(fake) - low * fake).mean() / 2
 
 
 class Vanilla(NonSaturating):
