@@ -1,4 +1,4 @@
-"""Distance in angle between predicted features and those of a frozen model.
+"""Distances between predicted features and those of a frozen model.
 
 Legend: B batch, P places, E width.
 """
@@ -27,16 +27,27 @@ class FeatureCosine(Term):
         self.head, self.features = head, features
 
     def forward(self, recon: Reconstruction, batch: Batch, step: int) -> Tensor:
-        ours = head_of(recon, self.head, "FeatureCosine").float()
-        theirs = self._target(batch).float()
+        name = type(self).__name__
+        ours, theirs = head_of(recon, self.head, name).float(), self._target(batch, name).float()
         if ours.shape != theirs.shape:
-            raise ValueError(f"FeatureCosine: head {list(ours.shape)}, teacher {list(theirs.shape)}: make them equal")
+            raise ValueError(f"{name}: head {list(ours.shape)}, teacher {list(theirs.shape)}: make them equal")
+        return self.distance(ours, theirs)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Scalar, from features of one shape."""
         return 1 - F.cosine_similarity(ours, theirs, dim=-1).mean()
 
     @torch.no_grad()
-    def _target(self, batch: Batch) -> Tensor:
+    def _target(self, batch: Batch, name: str) -> Tensor:
         if self.features in batch.features:
             return batch.features[self.features]
         if self.teacher is None:
-            raise ValueError(f"FeatureCosine.teacher: name a model, or bring batch features named {self.features}")
+            raise ValueError(f"{name}.teacher: name a model, or bring batch features named {self.features}")
         return self.teacher(batch.x)
+
+
+class FeatureMSE(FeatureCosine):
+    """Mean squared difference instead (SEED's image embedding); arguments as `FeatureCosine`."""
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        return F.mse_loss(ours, theirs)

@@ -46,14 +46,19 @@ class DinoVision(nn.Module):
         return self.trunk((x - self.mean) / self.std)[:, 0]
 
 
-class ClipPatches(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] -> CLIP's patch features, projected as its class token is: [B, P, E].
+class ClipEmbedding(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1], resized -> CLIP's image embedding [B, E]: its class token, projected.
 
-    folder     holds `model.safetensors` as openai/clip-vit-* are published on the Hugging Face hub (ViT-B/16: E 512)
-    normalize  shift and scale pixels as CLIP was trained with (TokenFlow does not)
+    folder     holds `model.safetensors` as openai/clip-vit-* are published on the Hugging Face hub (ViT-H/14: E 1024)
+    heads      None: one for every 64 channels; ViT-H has 16
+    quick      whether its GELU is OpenAI's quick one
+    normalize  shift and scale pixels as CLIP was trained with
     """
 
-    def __init__(self, folder: str, normalize: bool = False) -> None:
+    shift: Tensor
+    spread: Tensor
+
+    def __init__(self, folder: str, heads: int | None = None, quick: bool = True, normalize: bool = True) -> None:
         super().__init__()
         file = Path(folder).expanduser() / "model.safetensors"
         state = read_clip(file)
@@ -61,24 +66,40 @@ class ClipPatches(nn.Module):
         layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
         width, patch, grid = len(kernel), kernel.shape[-1], round((len(state["positions"]) - 1) ** 0.5)
         self.trunk = ViTTrunk(
-            width, layers, max(1, width // 64), grid, patch, hidden, 1e-5, norm_pre=True, patch_bias=False,
-            activation=QuickGELU(),
+            width, layers, heads or max(1, width // 64), grid, patch, hidden, 1e-5, norm_pre=True, patch_bias=False,
+            activation=QuickGELU() if quick else None,
         )
         self.trunk.load_state_dict(state)
-        self.project = nn.Parameter(load_state(file)["visual_projection.weight"].float())
-        self.normalize = normalize
+        whole = load_state(file)
+        if "visual_projection.weight" not in whole:
+            raise ValueError(f"{file}: holds no visual_projection.weight: use a file of the whole CLIP")
+        self.project = nn.Parameter(whole["visual_projection.weight"].float())
+        self.size, self.normalize = grid * patch, normalize
         self.register_buffer("shift", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
-    shift: Tensor
-    spread: Tensor
-
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (self.size, self.size):
+            x = F.interpolate(x.float(), (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
+        return self.read(x)[:, 0]
+
+    def read(self, x: Tensor) -> Tensor:
+        """[B, 1 + P, E]: all outputs, projected as the class token is."""
         x = x.float()
         if self.normalize:
             x = ((x + 1) / 2 - self.shift) / self.spread
-        return self.trunk(x)[:, 1:] @ self.project.T
+        return self.trunk(x) @ self.project.T
+
+
+class ClipPatches(ClipEmbedding):
+    """CLIP's patch features instead, [B, P, E], of images of any size; pixels stay in [-1, 1] (TokenFlow)."""
+
+    def __init__(self, folder: str, heads: int | None = None, quick: bool = True, normalize: bool = False) -> None:
+        super().__init__(folder, heads, quick, normalize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(x)[:, 1:]
 
 
 def read_trunk(path: str | Path) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ def cnn(state, z, channels=32):
             norms(state, f"{place}.norm", channels)
             for part in ("q", "k", "v", "proj_out"):
                 linear(state, f"{place}.{part}", channels, channels, 1, 1)
-        linear(state, f"{side}.conv_blocks.0.{'down' if side == 'encoder' else 'up'}sample.conv", channels, channels, 3, 3)
+        way = "down" if side == "encoder" else "up"
+        linear(state, f"{side}.conv_blocks.0.{way}sample.conv", channels, channels, 3, 3)
 
 
 def clip(state, width, grid, patch):
