@@ -27,7 +27,7 @@ class Entry:
     importer, recipe  module of mmtok.importers, and the recipe in configs/ (or None) that trains this model
     published       settings that stand for a config file where none is published beside the weights
     sha256          local name -> hex digits that the digest begins with, where published
-    parameters      in millions, as published or counted on the authors' code
+    parameters      in millions, as published, or as the recipe of the same shapes counts (without a VAE or CLIP apart)
     numbers         metric -> value as the authors report it, under `protocol`, read in `numbers_source`
     paper           arXiv number
     note            what the user should know
