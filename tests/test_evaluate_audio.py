@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from codec_toy import LEVELS, RATE, codec
+from codec_toy import LEVELS, RATE, codec, voices
 
 from mmtok.bitstream import pack
 from mmtok.data.resample import resample
@@ -17,17 +17,6 @@ from mmtok.metrics.audio.evaluation import AudioEvaluation, AudioPlan
 from mmtok.metrics.audio.intrusive import SISDR, STOI
 from mmtok.metrics.base import KeyCount
 from mmtok.types import Batch
-
-
-def voices():
-    """name -> [T]: harmonic sounds of different lengths, 0.9 to 1.5 s."""
-    out = {}
-    for i, (hertz, seconds) in enumerate(((110, 1.5), (180, 0.9), (240, 1.1))):
-        t = torch.arange(int(RATE * seconds) + i) / RATE  # no multiple of the hop
-        tone = sum(torch.sin(2 * torch.pi * hertz * k * t + k) / k for k in range(1, 12))
-        noise = torch.randn(t.numel(), generator=torch.Generator().manual_seed(i))
-        out[f"voice{i}"] = 0.08 * tone * (1 + torch.sin(2 * torch.pi * 4 * t)) + 0.003 * noise
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +143,9 @@ def test_a_folder_of_files_any_rate_any_channels(folder):
     assert found["deep/b.flac"].wave.shape[0] == 1 and found["text.wav"].wave is None and found["text.wav"].reason
     shares = [[u.key for u in open_data(str(folder), RATE, 1, rank=rank, world=2)[1]] for rank in (0, 1)]
     assert shares == [["a.wav", "text.wav"], ["deep/b.flac"]]
+    assert open_data(str(folder), RATE, 1, only=("deep/*", "*.ogg"))[0] == ["deep/b.flac"]
+    with pytest.raises(ValueError, match="only: no name matches x.*; the first is a.wav"):
+        open_data(str(folder), RATE, 1, only=("x*",))
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="holds neither shards"):
         open_data(str(folder / "empty"), RATE, 1)

@@ -122,7 +122,10 @@ def codec2_file(pcm: NDArray[np.int16], mode: int) -> tuple[bytes, int]:
 
 
 def decode_codec2(file: bytes) -> NDArray[np.float32]:
-    """Samples at 8 kHz of a .c2 file, the codec's delay taken off."""
+    """Samples at 8 kHz of a .c2 file, the codec's delay taken off.
+
+    The library draws phases of unvoiced speech from one generator a process, so last digits of scores vary by history.
+    """
     from pycodec2 import Codec2
 
     codec = Codec2(next(mode for mode, number in CODEC2_MODES.items() if number == file[5]))
