@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 from mmtok.tokenizer import Tokenizer
 
 Config = dict[str, Any]
+MAX_NODES, MAX_DEPTH = 100_000, 100  # of a config; the largest that ship have a few hundred
 
 
 def build(config: Config, modules: tuple[str, ...] = ("mmtok",)) -> Tokenizer:
@@ -28,13 +30,35 @@ def build(config: Config, modules: tuple[str, ...] = ("mmtok",)) -> Tokenizer:
 
 
 def check_class_paths(node: Any, modules: tuple[str, ...]) -> None:
-    """ValueError when any `class_path` in a config lies outside the trusted packages."""
-    if isinstance(node, dict):
-        path = node.get("class_path")
-        if path is not None and (not isinstance(path, str) or path.split(".")[0] not in modules):
-            raise ValueError(f"class_path {path!r}: a saved config may only name classes of {', '.join(modules)}")
-        for value in node.values():
-            check_class_paths(value, modules)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            check_class_paths(value, modules)
+    """ValueError when any `class_path` in a config is anything but a class defined in the trusted packages.
+
+    Names are looked up only inside those packages, and what they import from elsewhere does not count:
+    `mmtok.hub.os.system` is refused. So are configs that nest or repeat without bound.
+    """
+    stack, seen = [(node, 0)], 0
+    while stack:
+        node, depth = stack.pop()
+        seen += 1
+        if seen > MAX_NODES or depth > MAX_DEPTH:
+            raise ValueError(f"a config of over {MAX_NODES} values or {MAX_DEPTH} levels is refused")
+        if isinstance(node, dict):
+            if node.get("class_path") is not None:
+                _check_class(node["class_path"], modules)
+            stack += [(value, depth + 1) for value in node.values()]
+        elif isinstance(node, list | tuple):
+            stack += [(value, depth + 1) for value in node]
+
+
+def _check_class(path: Any, modules: tuple[str, ...]) -> None:
+    refusal = f"class_path {path!r}: a saved config may only name classes of {', '.join(modules)}"
+    if not isinstance(path, str) or path.split(".")[0] not in modules or "." not in path:
+        raise ValueError(refusal)
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{refusal}, and there is no {error.name}") from None
+        raise  # a package that the class needs
+    if not isinstance(found, type) or found.__module__.split(".")[0] not in modules:
+        raise ValueError(refusal)

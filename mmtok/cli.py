@@ -51,6 +51,10 @@ def _run(argv: list[str]) -> int:
         from mmtok.evaluate import command_line
 
         return command_line("Measures a tokenizer at every length.", args=argv[1:], prog="mmtok eval")
+    if argv and argv[0] == "doctor":
+        from mmtok.doctor import command_line as doctor
+
+        return doctor(argv[1:])
     if argv and argv[0] == "tokenize":
         from mmtok.corpus.command import command_line as tokenize
 
@@ -73,6 +77,7 @@ def _parser() -> Parser:
     commands.add_parser("train", help="train a tokenizer from a YAML (options: mmtok train --help)", add_help=False)
     _file_commands(commands)
     _shard_commands(commands)
+    commands.add_parser("doctor", help="is everything in order: environment, kernels, weights, shards, logging")
     commands.add_parser("tokenize", help="media shards to token shards (options: mmtok tokenize --help)")
     commands.add_parser("eval", help="quality, bits and curves on shards, with a report (options: mmtok eval --help)")
     commands.add_parser("compare", help="one table over several tokenizers (options: mmtok compare --help)")

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 NAME = "index.json"
+MAX_SHARD_BYTES = 1 << 50
+MAX_KEY_BYTES = 4096
 
 
 @dataclass
@@ -110,7 +112,11 @@ def parse_index(text: bytes, where: str) -> dict[str, Shard]:
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"{where}: index format {document['format_version']}, this release reads {FORMAT_VERSION}")
         return {entry["name"]: _parse_shard(entry, where) for entry in document["shards"]}
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: not a shard index ({error}); write one with `mmtok shards check`") from None
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{where}: not a shard index ({error!r}); write one with `mmtok shards check`") from None
 
 
@@ -118,12 +124,19 @@ def _parse_shard(entry: dict[str, Any], where: str) -> Shard:
     keys, total = entry["keys"], int(entry["bytes"])
     members = {ext: np.array(flat, dtype=np.int64).reshape(-1, 2) for ext, flat in entry["members"].items()}
     sizes = np.array(entry["sizes"], dtype=np.int32).reshape(-1, 2)
+    if not 0 <= total <= MAX_SHARD_BYTES:
+        raise ValueError(f"{where}: {entry['name']}: {total} bytes cannot be; run `mmtok shards check --rewrite`")
     if entry["samples"] != len(keys) or len(sizes) != len(keys) or any(len(c) != len(keys) for c in members.values()):
         raise ValueError(f"{where}: {entry['name']}: the columns differ in length; run `mmtok shards check --rewrite`")
     for ext, column in members.items():
-        if len(column) and (column.min() < -1 or column[:, 1].min() < 0 or int(column.sum(1).max()) > total):
+        if len(column) and (column.min() < -1 or column[:, 1].min() < 0 or column.max() > total):
             raise ValueError(f"{where}: {entry['name']}: .{ext} offsets outside the shard; run `mmtok shards check`")
-    encoded = np.array([key.encode("utf-8") for key in keys], dtype=np.bytes_)
+        if len(column) and int(column.sum(1).max()) > total:
+            raise ValueError(f"{where}: {entry['name']}: .{ext} offsets outside the shard; run `mmtok shards check`")
+    names = [key.encode("utf-8") for key in keys]
+    if max(map(len, names), default=0) > MAX_KEY_BYTES:  # the array is as wide as the longest
+        raise ValueError(f"{where}: {entry['name']}: a key of over {MAX_KEY_BYTES} bytes")
+    encoded = np.array(names, dtype=np.bytes_)
     return Shard(entry["name"], total, entry["sha256"], encoded, members, sizes)
 
 

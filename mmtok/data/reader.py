@@ -1,22 +1,18 @@
 """Samples by number: members are read at the offsets the index gives, from plain local files.
 
-A remote (https) shard is fetched whole into a cache on first use and checked against the index's sha256.
+A remote shard is fetched whole into a cache on first use and checked against the index's sha256 (see `remote`).
 Nothing is unpacked, unpickled or handed to a shell.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import ssl
-import urllib.error
-import urllib.request
 from collections import OrderedDict
 from pathlib import Path
 
 from mmtok.data.bad import BadSample
 from mmtok.data.index import NAME, Index, Shard, parse_index
+from mmtok.data.remote import fetch, is_remote, open_remote
 from mmtok.data.urls import parent
 
 MAX_INDEX_BYTES = 4 << 30
@@ -74,9 +70,14 @@ class Reader:
             self._files.move_to_end(number)
             return self._files[number]
         shard = self.index.shards[number]
-        path = fetch(shard, self.cache) if shard.url.startswith("https:") else Path(shard.url)
+        remote = is_remote(shard.url)
+        path = fetch(shard, self.cache) if remote else Path(shard.url)
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if remote:  # another process made room in the cache just now
+                return self._open(number)
+            raise ValueError(f"{path}: no such shard") from None
         except OSError as error:
             raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
         size = os.fstat(file).st_size
@@ -117,34 +118,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmtok"
 
 
-def fetch(shard: Shard, cache: Path) -> Path:
-    """The local copy of an https shard. One process a machine downloads, the others wait for it."""
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{hashlib.sha256(shard.url.encode()).hexdigest()[:24]}-{shard.sha256[:12]}.tar"
-    if path.exists():
-        return path
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            return path
-        partial, digest, size = path.with_suffix(".partial"), hashlib.sha256(), 0
-        with _get(shard.url) as response, open(partial, "wb") as file:
-            while block := response.read(1 << 20):
-                size += len(block)
-                if size > shard.bytes:
-                    break
-                digest.update(block)
-                file.write(block)
-        if size != shard.bytes or digest.hexdigest() != shard.sha256:
-            partial.unlink()
-            raise ValueError(f"{shard.url}: the download does not match the size and sha256 in its index.json")
-        os.replace(partial, path)
-    return path
-
-
 def _index_bytes(folder: str, key: str) -> bytes:
-    if folder.startswith("https:"):
-        with _get(f"{folder}/{NAME}") as response:
+    if is_remote(folder):
+        with open_remote(f"{folder}/{NAME}") as response:
             data: bytes = response.read(MAX_INDEX_BYTES + 1)
         if len(data) > MAX_INDEX_BYTES:
             raise ValueError(f"{key}: {folder}/{NAME} is over {MAX_INDEX_BYTES} bytes")
@@ -153,18 +129,3 @@ def _index_bytes(folder: str, key: str) -> bytes:
     if not path.is_file():
         raise ValueError(f"{key}: no {NAME} beside the shards in {folder}; run `mmtok shards check {folder}` once")
     return path.read_bytes()
-
-
-class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
-        if not newurl.startswith("https://"):
-            raise ValueError(f"{req.full_url}: redirected to {newurl}, only https is allowed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _get(url: str):  # type: ignore[no-untyped-def]
-    handler = urllib.request.HTTPSHandler(context=ssl.create_default_context())
-    try:
-        return urllib.request.build_opener(_HttpsOnly, handler).open(url, timeout=60)
-    except (urllib.error.URLError, OSError) as error:
-        raise ValueError(f"{url}: cannot be fetched ({error})") from None

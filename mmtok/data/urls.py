@@ -1,4 +1,4 @@
-"""Which shard addresses are allowed, and how lists of them are written: paths, globs, brace lists, https."""
+"""Which shard addresses are allowed, and how lists of them are written: paths, globs, brace lists, remote ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def expand_urls(urls: str | list[str], key: str = "data.train") -> list[str]:
     """Shard addresses in order, without duplicates. `key` names the YAML key in errors.
 
     Understands plain paths, `file:` URLs, folders (all their *.tar), globs, `{0000..0255}`, `{a,b}` and
-    https URLs. Nothing is ever given to a shell: `pipe:`, `$(...)`, `${VAR}` and `::` are a ValueError.
+    https, s3, gs and hf URLs. Nothing is ever given to a shell: `pipe:`, `$(...)`, `${VAR}` and `::` are a ValueError.
     """
     found: dict[str, None] = {}
     for entry in [urls] if isinstance(urls, str) else urls:
@@ -43,12 +43,10 @@ def _scheme(url: str, key: str) -> str:
     if not found or "/" in scheme:
         return "file"
     scheme = scheme.lower()
-    if scheme in ("s3", "gs", "hf"):
-        raise ValueError(f"{key}: {url}: {scheme}: shards are not read directly; give their https address or a copy")
-    if scheme not in ("file", "https"):
-        raise ValueError(f"{key}: {url}: only paths, file: and https: shards are allowed")
-    if scheme == "https" and not urlsplit(url).hostname:
-        raise ValueError(f"{key}: {url}: the address has no host")
+    if scheme not in ("file", "https", "s3", "gs", "hf"):
+        raise ValueError(f"{key}: {url}: only paths, file:, https:, s3:, gs: and hf: shards are allowed")
+    if scheme != "file" and not (url.startswith(f"{scheme}://") and urlsplit(url).netloc):
+        raise ValueError(f"{key}: {url}: the address has no host or bucket")
     return scheme
 
 

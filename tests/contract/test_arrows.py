@@ -16,10 +16,10 @@ LAYERS = (
     "importers folder",
     "published",
     "hub",
-    "losses files listing export {metrics report}",
+    "losses files listing export corpus {metrics report}",
     "evaluate_audio",
     "training evaluate",
-    "compare demo",
+    "compare demo doctor",
     "cli",
 )
 

@@ -21,8 +21,8 @@ from mmtok.data.urls import expand_urls
 
 REFUSED = [
     "pipe:cat /etc/passwd", "http://host/a.tar", "ftp://host/a.tar", "$(touch x).tar", "${HOME}/a.tar", "a`id`.tar",
-    "a.tar\nb.tar", "pipe:curl x::a.tar", "a.tar|sh", "a;b.tar", "s3://bucket/a.tar", "gs://bucket/a.tar",
-    "hf://o/n/a.tar", "https:///a.tar", "file:pipe:x.tar",
+    "a.tar\nb.tar", "pipe:curl x::a.tar", "a.tar|sh", "a;b.tar", "s3:///a.tar", "gs:a.tar", "hf:pipe:x.tar",
+    "https:///a.tar", "file:pipe:x.tar", "simplecache::s3://b/a.tar", "abfs://b/a.tar",
 ]
 
 

@@ -26,6 +26,7 @@ def main():
         print("batch", flush=True)
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["mmtok.data.module"])
     main()
 """
 
