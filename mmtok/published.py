@@ -83,15 +83,19 @@ def fetch(entry: Entry, quiet: bool = False) -> dict[str, Path]:
 
 
 def convert(entry: Entry, files: dict[str, Path]) -> Converted:
-    """The published files under our names."""
+    """The published files under our names; several files of weights are read as the folder they lie in."""
     from mmtok.importers.containers import read_config
 
-    others = [path for name, path in files.items() if name != entry.weights]
-    published: dict[str, Any] | None = read_config(others[0]) if others else dict(entry.published)
+    configs = [path for name, path in files.items() if name.endswith((".json", ".yaml"))]
+    weights = [path for path in files.values() if path not in configs]
+    if len({path.parent for path in weights}) > 1:
+        raise ValueError(f"{entry.name}: put its weights into one folder: {', '.join(map(str, weights))}")
+    published: dict[str, Any] | None = read_config(configs[0]) if configs else dict(entry.published)
+    source = weights[0] if len(weights) == 1 else weights[0].parent
     try:
-        return read_published(entry.importer, files[entry.weights], published)
+        return read_published(entry.importer, source, published)
     except ValueError as error:
-        raise ValueError(f"{entry.name} ({files[entry.weights]}): {error}") from None
+        raise ValueError(f"{entry.name} ({source}): {error}") from None
 
 
 def from_hub(repository: str, path: str, target: Path) -> Path:
