@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -94,7 +95,7 @@ def main(
     size = (image_size, image_size) if image_size else tokenizer.size
     if tokenizer.modality != "image" or len(size) != 2 or size[0] != size[1]:
         raise ValueError(f"model: only square images are evaluated here, this is {tokenizer.modality} of size {size}")
-    loader, expected = _loader(data, preset, size[0], batch_size, num_workers, limit, only, rank, world)
+    loader, expected = eval_loader(data, preset, size[0], batch_size, num_workers, limit, only, rank, world)
     run = Evaluation(tokenizer, size, plan, device, weights)
     for batch in _progress(loader, quiet or rank > 0):
         run.update(batch)
@@ -162,7 +163,7 @@ def _tokenizer(model: str | Path | Tokenizer) -> Tokenizer:
     return load(model) if isinstance(model, str | Path) else model
 
 
-def _loader(
+def eval_loader(
     data: str | list[str], preset: str, side: int, batch_size: int, workers: int, limit: int | None,
     only: tuple[str, ...], rank: int, world: int,
 ) -> tuple[EvalLoader, KeyCount]:
@@ -181,7 +182,7 @@ def _loader(
     )
     loader = shards.eval_loader("data", data, rank, world)
     reader, expected = loader.dataset.items.reader, KeyCount()
-    samples = range(len(reader.index))
+    samples: Sequence[int] = range(len(reader.index))
     if only:
         from mmtok.evaluate_audio import chosen
 

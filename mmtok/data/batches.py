@@ -155,7 +155,7 @@ class EvalBatches(Dataset[Raw]):
 
     def __init__(self, items: Items, size: tuple[int, ...], rank: int, world: int, batch_size: int) -> None:
         self.items, self.size, self.batch_size = items, size, batch_size
-        self.samples = range(rank, len(items.reader.index), world)
+        self.samples: Sequence[int] = range(rank, len(items.reader.index), world)
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
