@@ -96,7 +96,7 @@ def read_config(path: Path) -> Config:
         raise FileNotFoundError(f"{path} is missing: {path.parent} is not a saved tokenizer")
     try:
         config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(config, dict) or not {"format_version", "tokenizer", "tokenizer_id"} <= set(config):
         raise ValueError(f"{path}: needs format_version, tokenizer and tokenizer_id")

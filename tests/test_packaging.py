@@ -26,9 +26,9 @@ DISTRIBUTIONS = {
 # asked for by name where it is used, with an error that says what to install
 OPTIONAL = {
     "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "pesq", "pystoi", "pycodec2", "distillmos",
-    "faster_whisper", "resemblyzer",
+    "faster_whisper", "resemblyzer", "ray",
 }
-BY_TORCH = {"filelock"}  # a requirement of torch's own
+BY_TORCH = {"filelock", "fsspec"}  # a requirement of torch's own
 
 
 @pytest.fixture(scope="module")
