@@ -110,7 +110,8 @@ def mel_filters(
     """
     top = sample_rate / 2 if f_max is None else f_max
     to_mel, to_hz = (_htk, _htk_back) if scale == "htk" else (_slaney, _slaney_back)
-    mels = torch.linspace(to_mel(f_min), to_mel(top), n_mels + 2, dtype=torch.float64).tolist()
+    first, last = to_mel(f_min), to_mel(top)
+    mels = [first + (last - first) * i / (n_mels + 1) for i in range(n_mels + 2)]
     points = torch.tensor([to_hz(m) for m in mels], dtype=torch.float64)[:, None]
     frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft  # also for odd n_fft
     low, mid, high = points[:-2], points[1:-1], points[2:]
