@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.nn.conv3d import PointConv3d
 from mmtok.nn.stream import Causal, Stream
 
 
@@ -67,7 +68,7 @@ class TimeAttention(Causal):
         return x + self.out(y.permute(0, 4, 3, 1, 2))
 
 
-def projections(channels: int) -> tuple[nn.Conv3d, nn.Conv3d, nn.Conv3d, nn.Conv3d]:
+def projections(channels: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
     """Queries, keys, values, output."""
-    q, k, v, out = (nn.Conv3d(channels, channels, 1) for _ in range(4))
+    q, k, v, out = (PointConv3d(channels, channels) for _ in range(4))
     return q, k, v, out

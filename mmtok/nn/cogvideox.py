@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.nn.conv3d import CausalConv3d
+from mmtok.nn.conv3d import CausalConv3d, PointConv3d
 from mmtok.nn.norm3d import ClipNorm, SpatialNorm3d
 from mmtok.nn.resample3d import repeat_space
 from mmtok.nn.stream import Causal, Stream
@@ -118,7 +118,7 @@ class CogBlock(nn.Module):
         self.conv1 = CausalConv3d(in_channels, channels)
         self.norm2 = norm(channels)
         self.conv2 = CausalConv3d(channels, channels)
-        self.shortcut = nn.Conv3d(in_channels, channels, 1) if in_channels != channels else None
+        self.shortcut = PointConv3d(in_channels, channels) if in_channels != channels else None
 
     def forward(self, x: Tensor, z: Tensor | None, stream: Stream | None) -> Tensor:
         """x [B, C, T, H, W] -> [B, C', T, H, W]; z [B, Z, t, h, w] or None."""

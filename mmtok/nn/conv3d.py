@@ -18,6 +18,7 @@ from mmtok.nn.stream import Causal, Stream, run
 
 PadMode = Literal["first_frame", "zeros"]
 Triple = tuple[int, int, int]
+SMALL = 20480  # B C T H up to which torch convolves in 3D by its reference implementation on a CPU, for one item
 
 
 class CausalConv3d(Causal):
@@ -58,9 +59,23 @@ class CausalConv3d(Causal):
             x = extend(self, x, self.first, self.context, self.conv.stride[0], self.pad_mode, stream)
         if not x.shape[2]:
             return empty_like(x, self.conv)
+        return self.apply_kernel(x)
+
+    def apply_kernel(self, x: Tensor) -> Tensor:
+        """The convolution alone: what stands before x in time has been added already."""
         if self.sides is not None:
             x = F.pad(x, self.sides)
-        return self.conv(x)
+        return convolve(x, self.conv)
+
+
+class PointConv3d(nn.Conv3d):
+    """1x1x1 convolution, [B, in, T, H, W] -> [B, out, T, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self)
 
 
 class FactorisedConv3d(Causal):
@@ -89,7 +104,7 @@ class FrontFrames(Causal):
         """[B, C, T, H, W] -> [B, C, count + T, H, W]."""
         if not self.count or not x.shape[2] or not _begins(self, stream):
             return x
-        return torch.cat([x[:, :, :1].expand(-1, -1, self.count, -1, -1), x], 2)
+        return torch.cat([x[:, :, :1]] * self.count + [x], 2)
 
 
 class DropFront(Causal):
@@ -120,6 +135,39 @@ class Chain(Causal):
         return run(self.layers, x, stream)
 
 
+def convolve(x: Tensor, conv: nn.Conv3d) -> Tensor:
+    """conv(x) for x [B, C, T, H, W]; kernels over space or time alone run as 2D convolutions.
+
+    In channels-last memory these are views, and torch has fast 2D kernels for many shapes whose 3D kernels are slow:
+    on a CPU it takes its reference implementation for short clips and for 1x1 kernels.
+    """
+    kernel, stride, pad, dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    assert not isinstance(pad, str)
+    if kernel[0] == 1 and stride[0] == 1:
+        frames = x.transpose(1, 2).flatten(0, 1)
+        y = F.conv2d(frames, conv.weight[:, :, 0], conv.bias, stride[1:], pad[1:])
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    if kernel[1:] == (1, 1) and stride[1:] == (1, 1):
+        y = F.conv2d(x.flatten(3), conv.weight[..., 0], conv.bias, (stride[0], 1), dilation=(dilation[0], 1))
+        return y.unflatten(3, x.shape[3:])
+    if x.is_cpu and x.shape[0] == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= SMALL:
+        return _by_slices(x, conv)
+    return F.conv3d(x, conv.weight, conv.bias, stride, pad, dilation)
+
+
+def _by_slices(x: Tensor, conv: nn.Conv3d) -> Tensor:
+    """conv(x) as a sum over its time slices, each a 2D convolution."""
+    (k, *_), (s, *stride), (_, *pad), (d, *_) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    last = (x.shape[2] - (k - 1) * d - 1) // s * s
+    y: Tensor | None = None
+    for i in range(k):
+        frames = x[:, :, i * d : i * d + last + 1 : s].transpose(1, 2).flatten(0, 1)
+        part = F.conv2d(frames, conv.weight[:, :, i], conv.bias if i == 0 else None, tuple(stride), tuple(pad))
+        y = part if y is None else y + part
+    assert y is not None
+    return y.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+
 def extend(
     owner: nn.Module, x: Tensor, first: int, context: int, stride: int, pad_mode: PadMode, stream: Stream | None
 ) -> Tensor:
@@ -131,8 +179,8 @@ def extend(
     if held is not None:
         x = torch.cat([held, x], 2)
     elif first and x.shape[2]:
-        front = x[:, :, :1].expand(-1, -1, first, -1, -1)
-        x = torch.cat([torch.zeros_like(front) if pad_mode == "zeros" else front, x], 2)
+        front = torch.zeros_like(x[:, :, :1]) if pad_mode == "zeros" else x[:, :, :1]
+        x = torch.cat([front] * first + [x], 2)  # an expanded view would cost the memory layout
     used = max(0, (x.shape[2] - context) // stride) * stride
     if stream is not None and x.shape[2]:
         # a copy: a view would keep the whole piece alive

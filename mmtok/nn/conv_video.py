@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmtok.nn.conv3d import CausalConv3d
+from mmtok.nn.conv3d import CausalConv3d, PointConv3d
 from mmtok.nn.stream import Causal, Stream, run
 
 
@@ -95,7 +96,8 @@ class ConvEncoder3d(Causal):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """A whole video, or its next frames; z of the blocks that are complete."""
-        x = run([self.stem, self.conv_in], x, stream)
+        x = run([self.stem], x, stream).contiguous(memory_format=torch.channels_last_3d)
+        x = run([self.conv_in], x, stream)
         x = run_levels(self.levels, x, stream, self.gradient_checkpointing and self.training)
         x = run([*self.mid, self.norm_out], x, stream)
         return run([self.conv_out], F.silu(x), stream)
@@ -137,7 +139,7 @@ class ConvDecoder3d(Causal):
 
     def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         """A whole grid, or its next frames; not clamped."""
-        x = run([self.conv_in, *self.mid], z, stream)
+        x = run([self.conv_in, *self.mid], z.contiguous(memory_format=torch.channels_last_3d), stream)
         x = run_levels(self.levels, x, stream, self.gradient_checkpointing and self.training)
         x = run([self.norm_out], x, stream)
         return run([self.conv_out, self.head], F.silu(x), stream)
@@ -175,7 +177,7 @@ class ResBlock3d(Causal):
         self.conv1 = conv(in_channels, channels)
         self.norm2 = norm(channels)
         self.conv2 = conv(channels, channels)
-        self.shortcut = nn.Conv3d(in_channels, channels, 1, bias=bias) if in_channels != channels else None
+        self.shortcut = PointConv3d(in_channels, channels, bias) if in_channels != channels else None
         if zero_init:
             last = [m for m in self.conv2.modules() if isinstance(m, CausalConv3d)][-1].conv
             nn.init.zeros_(last.weight)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.nn.conv3d import CausalConv3d, DropFront, PadMode, Triple, extend
+from mmtok.nn.conv3d import CausalConv3d, DropFront, PadMode, PointConv3d, Triple, extend
 from mmtok.nn.stream import Causal, Stream
 
 
@@ -42,7 +42,7 @@ class BlendDown(Causal):
         # the mean of (2 i - 1, 2 i, 2 i + 1) without a pooling pass in another memory layout
         frames = x.shape[2] - 1
         mean = (x[:, :, 0:frames:2] + x[:, :, 1 : frames + 1 : 2] + x[:, :, 2 : frames + 2 : 2]) / 3
-        return torch.lerp(conv.conv(x), mean, self.mix.sigmoid())
+        return torch.lerp(conv.apply_kernel(x), mean, self.mix.sigmoid())
 
 
 class BlendUp(Causal):
@@ -79,7 +79,7 @@ class HybridDown(Causal):
         super().__init__()
         self.space = CausalConv3d(channels, channels, (1, 3, 3), (1, 2, 2)) if space == 2 else None
         self.time = CausalConv3d(channels, channels, (3, 1, 1), (2, 1, 1), first_alone=True) if time == 2 else None
-        self.out = nn.Conv3d(channels, channels, 1)
+        self.out = PointConv3d(channels, channels)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + (T - 1) / time, H / space, W / space]."""
@@ -90,7 +90,7 @@ class HybridDown(Causal):
             x = extend(conv, x, conv.first, conv.context, 2, "first_frame", stream)
             if not x.shape[2]:
                 return x
-            x = conv.conv(x) + (x[:, :, 1::2] + x[:, :, 2::2]) / 2
+            x = conv.apply_kernel(x) + (x[:, :, 1::2] + x[:, :, 2::2]) / 2
         return self.out(x)
 
 
@@ -103,7 +103,7 @@ class HybridUp(Causal):
         self.space = CausalConv3d(channels, channels, (1, 3, 3)) if space == 2 else None
         self.stretch = RepeatTime()
         self.drop = DropFront(1)
-        self.out = nn.Conv3d(channels, channels, 1)
+        self.out = PointConv3d(channels, channels)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + (T - 1) time, H space, W space]."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.nn.conv3d import PointConv3d
 from mmtok.nn.stream import Causal, Stream
 from mmtok.quantizers.base import Quantizer
 from mmtok.taildrop import TailDrop
@@ -80,8 +81,8 @@ class ConvVideoTokenizer(Tokenizer):
                 f"tokenizer.quant_conv: z_channels {widths} differ from the quantizer's {quantizer.dim}: make them"
                 " equal or set quant_conv: true"
             )
-        self.quant_conv: nn.Module = nn.Conv3d(widths[0], quantizer.dim, 1) if quant_conv else nn.Identity()
-        self.post_quant_conv: nn.Module = nn.Conv3d(quantizer.dim, widths[1], 1) if quant_conv else nn.Identity()
+        self.quant_conv: nn.Module = PointConv3d(widths[0], quantizer.dim) if quant_conv else nn.Identity()
+        self.post_quant_conv: nn.Module = PointConv3d(quantizer.dim, widths[1]) if quant_conv else nn.Identity()
 
     # ---- whole videos -----------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ class ConvVideoTokenizer(Tokenizer):
             x = torch.cat([state.waiting, x], 2)
         if last and x.shape[2]:
             missing = -(x.shape[2] - (0 if state.sent else 1)) % self.stride[0]
-            x = torch.cat([x, x[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
+            x = torch.cat([x] + [x[:, :, -1:]] * missing, 2)
         ready = self._whole_blocks(x.shape[2], state.sent)
         stream = state.encoder.next(last)
         if ready:
@@ -178,7 +179,7 @@ class ConvVideoTokenizer(Tokenizer):
 
     def _to_model(self, x: Tensor) -> Tensor:
         x, missing = self._fill_space(x), -(x.shape[2] - 1) % self.stride[0]
-        return torch.cat([x, x[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2) if missing else x
+        return torch.cat([x] + [x[:, :, -1:]] * missing, 2) if missing else x
 
     def _fill_space(self, x: Tensor) -> Tensor:
         """x in the model's range and memory layout, its right and bottom edges repeated up to multiples of s."""
