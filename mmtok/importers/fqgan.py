@@ -1,4 +1,4 @@
-"""FQGAN (arXiv 2411.16681), dual branch: `fqgan_dual_ds16.pt`, `fqgan_dual_ds8.pt` (keys under model or ema).
+"""FQGAN (arXiv 2411.16681): `fqgan_dual_ds16.pt`, `fqgan_triple_ds8.pt`, ... (keys under model or ema).
 
 The weights are CC BY-NC: not for commercial use.
 """
@@ -13,39 +13,46 @@ from mmtok.importers import llamagen
 from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply
 from mmtok.importers.vqgan import all_alive, count, level_widths, vq
 
-SYSTEMS = ("fqgan_dual",)
-BRANCHES = {"vis": "visual_head", "sem": "semantic_head"}  # in decoding order
+SYSTEMS = ("fqgan_dual", "fqgan_triple")
+DUAL = {"vis": "visual_head", "sem": "semantic_head"}  # in decoding order
+TRIPLE = {"vis": "visual_head", "sem_mid": "semantic_head_mid", "sem_high": "semantic_head_high"}
+HEADS = {"sem": "feat_pred_head", "sem_mid": "mid_sem_feat_pred", "sem_high": "high_sem_feat_pred"}
 
 
 def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     """Sizes read off the weights; every transformer has 8 heads."""
     widths = level_widths(state, "encoder.conv_blocks.{}.res.0")
     channels = state["encoder.conv_in.weight"].shape[0]
-    codes, dim = state["quantize_sem.embedding.weight"].shape
+    codes, dim = state["quantize_vis.embedding.weight"].shape
+    triple = "quantize_sem_mid.embedding.weight" in state
+    names = list(TRIPLE if triple else DUAL)[1:]
     return {
         "ch": channels, "ch_mult": [width // channels for width in widths],
         "num_res_blocks": count(state, "encoder.conv_blocks.0.res.{}"),
-        "z_channels": state["quant_conv_sem.weight"].shape[1], "codebook_size": codes, "codebook_embed_dim": dim,
-        "adapter": _transformer(state, "encoder.semantic_head.0", 0),
-        "feature_head": _transformer(state, "feat_pred_head", 1),
+        "z_channels": state["quant_conv_vis.weight"].shape[1], "codebook_size": codes, "codebook_embed_dim": dim,
+        "adapter": _transformer(state, "encoder.visual_head.0", 0),
+        "feature_head": _transformer(state, HEADS[names[0]], 1),
+        "feature_heads": [_transformer(state, HEADS[name], 1) for name in names],
     }
 
 
 def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
     """Our config and state dict."""
-    mapped = apply(state, RULES)
-    for i in range(len(BRANCHES)):
+    branches = TRIPLE if "quantize_sem_mid.embedding.weight" in state else DUAL
+    mapped = apply(state, _rules(branches))
+    for i in range(len(branches)):
         mapped.state[f"quantizer.members.{i}.usage"] = all_alive(mapped.state[f"quantizer.members.{i}.codebook"])
-    dim, adapter, head = facts["codebook_embed_dim"], facts["adapter"], facts["feature_head"]
+    dim, adapter = facts["codebook_embed_dim"], facts["adapter"]
+    heads = facts.get("feature_heads", [facts["feature_head"]])
     sizes = {
         "z_channels": facts["z_channels"], "channels": facts["ch"], "channel_mult": list(facts["ch_mult"]),
         "attn_levels": [len(facts["ch_mult"]) - 1],
     }
     encoder = sizes | {
-        "num_res_blocks": facts["num_res_blocks"], "code_dims": [dim] * 2, "grid": adapter["grid"],
+        "num_res_blocks": facts["num_res_blocks"], "code_dims": [dim] * len(branches), "grid": adapter["grid"],
         "layers": adapter["layers"], "heads": adapter["heads"],
     }
-    members = [vq(dim, facts["codebook_size"], l2_norm=True)] * 2
+    members = [vq(dim, facts["codebook_size"], l2_norm=True)] * len(branches)
     path = "mmtok.models.image.fqgan"
     config = {
         "class_path": f"{path}.FactorizedTokenizer",
@@ -59,7 +66,7 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
                 "class_path": "mmtok.nn.conv2d.ConvDecoder2d",
                 "init_args": sizes | {"num_res_blocks": facts["num_res_blocks"] + 1},
             },
-            "features": [{"class_path": f"{path}.FeatureHead", "init_args": head | {"dim": dim}}],
+            "features": [{"class_path": f"{path}.FeatureHead", "init_args": head | {"dim": dim}} for head in heads],
             "size": [adapter["grid"] * 2 ** (len(facts["ch_mult"]) - 1)] * 2,
         },
     }
@@ -87,9 +94,9 @@ def _vit(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
-def _rules() -> list[Rule | Drop]:
-    out: list[Rule | Drop] = [Drop(r"quantize_(vis|sem)\.codebook_used", "usage window of the training")]
-    for i, (name, head) in enumerate(BRANCHES.items()):
+def _rules(branches: dict[str, str]) -> list[Rule | Drop]:
+    out: list[Rule | Drop] = [Drop(r"quantize_(vis|sem\w*)\.codebook_used", "usage window of the training")]
+    for i, (name, head) in enumerate(branches.items()):
         branch = f"encoder.branches.{i}"
         out += _vit(rf"encoder\.{head}\.0", branch)
         out += [
@@ -97,13 +104,13 @@ def _rules() -> list[Rule | Drop]:
             Rule(rf"quant_conv_{name}\.(weight|bias)", branch + r".project.\1"),
             Rule(rf"quantize_{name}\.embedding\.weight", f"quantizer.members.{i}.codebook"),
         ]
-    out += [
-        *_vit(r"feat_pred_head", "features.0"),
-        Rule(r"feat_pred_head\.class_embedding", "features.0.class_token", lambda value: value.flatten()),
-        Rule(r"feat_pred_head\.upscale\.0\.(weight|bias)", r"features.0.up.\1"),
-        Rule(r"feat_pred_head\.upscale\.2\.(weight|bias)", r"features.0.mix.\1"),
-    ]
+    for i, name in enumerate(list(branches)[1:]):
+        head, ours = HEADS[name], f"features.{i}"
+        out += [
+            *_vit(head, ours),
+            Rule(rf"{head}\.class_embedding", f"{ours}.class_token", lambda value: value.flatten()),
+            Rule(rf"{head}\.upscale\.0\.(weight|bias)", ours + r".up.\1"),
+            Rule(rf"{head}\.upscale\.2\.(weight|bias)", ours + r".mix.\1"),
+        ]
     return [*out, *llamagen.RULES]
 
-
-RULES = _rules()

@@ -6,6 +6,7 @@ Legend: B batch, D channels, K codebooks, S positions.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,12 @@ class Product(Quantizer):
             own = tuple(grid[:, columns[index]] for grid, columns in zip(grids, self._columns, strict=True))
             values.append(member.decode(own, mask))  # type: ignore[operator]
         return torch.cat(values, 1)
+
+    def joined(self, parts: list[list[Any]], grid: int) -> list[Any]:
+        """What every member has per codebook of a grid, in the order of the codebooks along K."""
+        places = [i for columns in self._columns[grid] for i in columns]
+        found = [item for part in parts for item in part]
+        return [found[places.index(i)] for i in range(len(places))]
 
     def _masks(self, keep: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...] | None]:
         """keep of every member; a mask shared by all codebooks stays as it is."""

@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "image"
 PUBLISHED = {
     "titok_l32_stage2": 641.1, "titok_b64_stage2": 204.8, "titok_s128_stage2": 83.7, "titok_bl128_vq8k": 390.2,
     "titok_sl256_vq8k": 330.3, "llamagen_vq16": 71.88, "llamagen_vq8": 70.11,
-    "var_vqvae": 108.95, "bsq_vit_18": 174.8, "fqgan_dual_ds16": 150.4,
+    "var_vqvae": 108.95, "bsq_vit_18": 174.8, "fqgan_dual_ds16": 150.4, "fqgan_triple_ds16": 159.3,
 }  # fmt: skip
 PARTS = {
     ("titok_l32_stage2", "pixels"): 30.7, ("vqgan_f16_1024", "encoder"): 29.3, ("vqgan_f16_1024", "decoder"): 42.45,
@@ -57,6 +57,32 @@ def test_karl_is_the_published_network_and_its_base_maskgit_vqgan():
     assert agrees(millions(model) - millions(model.base), 216.4)
     shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (model.base, tokenizer("maskgit_vqgan_f16"))]
     assert shapes[0] == shapes[1]
+
+
+def test_alit_is_the_published_network_on_the_base_of_karl():
+    model = tokenizer("alit_small_stage1")
+    assert agrees(millions(model) - millions(model.base), 207.5)
+    assert (model.spec.tokens, model.spec.codebook_sizes) == (256, ((4096,),))
+
+
+def test_lavit_is_the_published_network_with_and_without_what_the_language_model_needs():
+    """Published: 409.8M without EVA, decoder 404M with its projection to Stable Diffusion's 768 channels."""
+    model = tokenizer("lavit")
+    codebook, language, prompt = 16384 * 32 / 1e6, 1409 * 4096 / 1e6, 1409 * 768 / 1e6
+    assert agrees(millions(model.encoder) - millions(model.encoder.trunk) + codebook + language, 409.8)
+    assert round(millions(model.decoder) + prompt) == 404
+
+
+def test_imagefolder_tokenflow_and_seed_hold_the_published_trunks_and_codes():
+    """DINOv2 and CLIP ViT-B have 86M parameters, EVA-CLIP-g 1.0G; code counts of the papers' scale lists."""
+    expected = {
+        "imagefolder_msvr10p2_4096": ("encoder.trunk", 86, 2 * 286), "robusttok_4096": ("encoder.trunk", 86, 256),
+        "tokenflow_clipb": ("semantic.trunk", 86, 561), "seed": ("encoder.trunk", 986, 32),
+        "lavit": ("encoder.trunk", 1011, 256),
+    }  # fmt: skip
+    for name, (part, size, count) in expected.items():
+        model = tokenizer(name)
+        assert (name, round(millions(model.get_submodule(part))), model.spec.tokens) == (name, size, count)
 
 
 def test_flextok_has_the_trunks_that_were_counted_on_the_reference():
