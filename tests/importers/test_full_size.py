@@ -69,3 +69,22 @@ def test_key_map_is_a_bijection_onto_the_recipe(name):
     kept = sum(converted.state[key].numel() for key in parameters[0])
     digits = len(f"{entry.parameters:g}".partition(".")[2])
     assert round(kept / 1e6, digits) == entry.parameters
+
+
+@pytest.mark.parametrize(("family", "kind", "millions"), [("encodec", "Encodec", 14.85), ("dac", "Dac", 76.62)])
+def test_transformers_models_at_their_published_size_are_read_whole(family, kind, millions):
+    """The released configuration is the default of these classes."""
+    transformers = importlib.import_module("transformers")
+    settings = getattr(transformers, f"{kind}Config")()
+    with torch.device("meta"):
+        theirs = getattr(transformers, f"{kind}Model")(settings)
+    state = dict(theirs.state_dict())
+    module = importlib.import_module(f"mmtok.importers.{family}")
+    published_settings = settings.to_dict() | {"sampling_rate": settings.sampling_rate}
+    converted = module.convert(state, module.facts(published_settings, state))
+    assert set(converted.source.values()) == set(state) and not converted.dropped
+    with torch.device("meta"):
+        ours = build(converted.config)
+    check_complete(converted.state, ours.state_dict())
+    counts = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
+    assert counts[0] == counts[1] and round(counts[0] / 1e6, 2) == millions
