@@ -129,14 +129,14 @@ def _probe(data: bytes) -> tuple[int, int, int]:
     import av
 
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             if not container.streams.audio:
                 raise BadSample("no_audio", "no audio stream")
             stream = container.streams.audio[0]
             rate, channels = stream.rate or 0, stream.channels
             if stream.duration and stream.time_base:
                 return rate, channels, round(float(stream.duration * stream.time_base) * rate)
-            return rate, channels, sum(frame.samples for frame in container.decode(stream))
+            return rate, channels, sum(int(frame.samples) for frame in container.decode(stream))
     except BadSample:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -153,7 +153,7 @@ def _decode_g722(data: bytes) -> NDArray[np.float32]:
         frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]  # type: ignore[attr-defined]
     except (av.FFmpegError, ValueError) as error:
         raise BadSample("corrupt", str(error)) from None
-    return np.concatenate([frame.to_ndarray() for frame in frames], 1).astype(np.float32) / 32768
+    return np.concatenate([frame.to_ndarray() for frame in frames], 1).astype(np.float32) / np.float32(32768)
 
 
 def _decode_av(data: bytes, cap: int) -> NDArray[np.float32]:
@@ -162,7 +162,7 @@ def _decode_av(data: bytes, cap: int) -> NDArray[np.float32]:
 
     parts, total = [], 0
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             to_float = av.AudioResampler(format="fltp")
             for frame in container.decode(audio=0):
                 for part in to_float.resample(frame):
