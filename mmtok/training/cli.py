@@ -160,7 +160,8 @@ def _with_one_file(args: list[str], folder: Path) -> list[str]:
         # a recipe by the name `mmtok list` prints: an installed package has no configs/ folder beside it
         path = config_path(file) if not Path(file).exists() and file in recipes() else file
         config = merge(config, read_config_file(path, tiny))
-    config.setdefault("name", Path(files[-1]).stem)
+    own = [file for file in files if Path(file).parent.name != "base"] or files  # base/slurm.yaml names no run
+    config.setdefault("name", Path(own[-1]).stem)
     merged = folder / Path(files[-1]).name
     merged.write_text(yaml.safe_dump(config, sort_keys=False))
     return [rest[0], "--config", str(merged), *rest[1:]]
