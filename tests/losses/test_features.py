@@ -6,7 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmtok.losses import FeatureContrast
+from mmtok.losses.feature_cosine import FeatureCosine, FeatureMSE
 from mmtok.nn.clip_vision import MEAN, STD, ClipVision
+from mmtok.nn.pretrained import ClipEmbedding, ClipPatches
 from mmtok.types import Batch, Reconstruction
 
 
@@ -64,6 +66,10 @@ def test_clip_image_tower(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         ClipVision(str(tmp_path))
     save_file({f"vision_model.{k}": v.detach().contiguous() for k, v in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="no visual_projection.weight"):
+        ClipEmbedding(str(tmp_path))
+    whole = {f"vision_model.{k}": v.detach().contiguous() for k, v in state.items()}
+    save_file(whole | {"visual_projection.weight": torch.randn(5, width)}, tmp_path / "model.safetensors")
     x = torch.rand(2, 3, 2 * patch, 2 * patch) * 2 - 1
     y = ((x + 1) / 2 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     y = nn.functional.conv2d(y, kernel, stride=patch).flatten(2).transpose(1, 2)
@@ -72,3 +78,24 @@ def test_clip_image_tower(tmp_path):
     tower = ClipVision(str(tmp_path))
     torch.testing.assert_close(tower(x), expected, atol=1e-5, rtol=1e-4)
     assert tower.dim == width and not any(p.requires_grad for p in tower.parameters())
+    # the same image in the projected readings, through trunks of another implementation
+    embedding, patches = ClipEmbedding(str(tmp_path)), ClipPatches(str(tmp_path), normalize=True)
+    torch.testing.assert_close(embedding(x), expected @ embedding.project.T, atol=1e-4, rtol=1e-4)
+    wanted = norms[1](layer(y)[:, 1:]) @ embedding.project.T
+    torch.testing.assert_close(patches(x), wanted, atol=1e-4, rtol=1e-4)
+    assert not any(p.requires_grad for p in patches.parameters())
+
+
+def test_distances_to_features():
+    batch = Batch.of(torch.zeros(2, 3, 4, 4))
+    ours, theirs = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 6)
+    batch.features["teacher"] = theirs
+    recon = Reconstruction(None, None, {}, {"teacher_features": ours})
+    cosine = (ours * theirs).sum(-1) / ours.norm(dim=-1) / theirs.norm(dim=-1)
+    torch.testing.assert_close(FeatureCosine()(recon, batch, 0), (1 - cosine).mean())
+    torch.testing.assert_close(FeatureMSE()(recon, batch, 0), (ours - theirs).square().mean())
+    batch.features.clear()
+    with pytest.raises(ValueError, match="FeatureMSE.teacher"):
+        FeatureMSE()(recon, batch, 0)
+    with pytest.raises(ValueError, match="make them equal"):
+        FeatureCosine(torch.nn.Flatten())(recon, batch, 0)

@@ -30,8 +30,8 @@ class LaVIT(Tokenizer):
     have them, `prompts(tokens)` the inputs of Stable Diffusion's cross-attention. `forward` gives the losses `features`
     (1 - cos to the trunk's), `ratio` (squared distance of the kept share from `keep_ratio`) and the quantizer's.
 
-    trunk   EVA-CLIP-g without its last norm; frozen by the recipe
-    prompt  widths of the prompts, and of the pooled vector when there are two (SDXL: 768 and 1280); () for none
+    encoder     its trunk, EVA-CLIP-g without its last norm, is frozen by the recipe
+    keep_ratio  share of the patches that training aims at
     """
 
     encoder: LaVITEncoder
@@ -42,7 +42,8 @@ class LaVIT(Tokenizer):
     ) -> None:
         if not encoder.dim == decoder.dim == quantizer.dim:
             raise ValueError(
-                f"tokenizer: encoder.dim {encoder.dim}, quantizer {quantizer.dim}, decoder.dim {decoder.dim}: make equal"
+                f"tokenizer: encoder.dim {encoder.dim}, quantizer {quantizer.dim}, decoder.dim {decoder.dim}:"
+                " make them equal"
             )
         side = encoder.trunk.grid * (encoder.trunk.patch or 1)
         super().__init__(encoder, quantizer, decoder, (1, 1), (side, side))

@@ -35,7 +35,7 @@ class Selector(nn.Module):
 
 
 class Merger(nn.Module):
-    """Features [B, N, W], choices [B, N] -> [B, N, W]: kept patches see kept ones up to themselves, then the dropped."""
+    """Features [B, N, W], choices [B, N] -> [B, N, W]: kept patches see kept ones before them, then the dropped."""
 
     def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()

@@ -34,7 +34,8 @@ class SEED(Tokenizer):
     def __init__(self, encoder: SEEDEncoder, quantizer: Quantizer, decoder: SEEDDecoder) -> None:
         if not encoder.dim == decoder.dim == quantizer.dim:
             raise ValueError(
-                f"tokenizer: encoder.dim {encoder.dim}, quantizer {quantizer.dim}, decoder.dim {decoder.dim}: make equal"
+                f"tokenizer: encoder.dim {encoder.dim}, quantizer {quantizer.dim}, decoder.dim {decoder.dim}:"
+                " make them equal"
             )
         if encoder.qformer.queries.shape[0] != decoder.positions.shape[0]:
             raise ValueError("tokenizer: the encoder's num_queries and the decoder's differ: make them equal")
