@@ -10,6 +10,7 @@ from mmtok.models.video.larp import LARP
 from mmtok.models.video.lengths import BPP, PSNR, BlockPolicy, psnr, read_target
 from mmtok.models.video.prior import CodePrior
 from mmtok.nn.latent_query import LatentQueryDecoder, LatentQueryEncoder
+from mmtok.quantizers.fsq import FSQ
 from mmtok.quantizers.stochastic import StochasticVQ
 from mmtok.taildrop import TruncatedNormalTail, UniformTail
 from mmtok.types import Batch
@@ -276,3 +277,28 @@ def test_mistakes_are_named():
         AdapTok(*parts(3, 2), tail=UniformTail(BlockPrefix()), train_scorer=True)
     with pytest.raises(ValueError, match="cannot stream"):
         adaptok(scorer=False).stream_state(target=30)
+
+
+def test_longer_prefixes_are_better_after_a_short_overfit():
+    """Codes of three bits and sixteen clips: one code cannot tell them apart, so each must add something."""
+    torch.manual_seed(0)
+    sizes = {"num_latents": 4, "frames": 2, "blocks": 2, "image_size": 8, "patch": (2, 4, 4), "width": 32, "layers": 2,
+             "heads": 2}  # fmt: skip
+    tail = UniformTail(BlockPrefix())
+    encoder, decoder = LatentQueryEncoder(2, **sizes), LatentQueryDecoder(2, **sizes)
+    tok = AdapTok(encoder, FSQ([3, 3]), decoder, tail=tail, unit_range=False).train()
+    coarse = torch.rand(16, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clips = torch.nn.functional.interpolate(coarse, (4, 8, 8), mode="nearest")
+    steps = 300
+    optimizer = torch.optim.Adam(tok.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        loss = (tok(Batch.of(clips)).x - clips).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    tok.eval()
+    curve = [float(psnr(clips, tok.decode(tok.encode(clips, num_tokens=n))).mean()) for n in (1, 2, 3, 4)]
+    assert all(b >= a - 0.05 for a, b in zip(curve, curve[1:], strict=False)), curve
+    assert curve[-1] > curve[0] + 1, curve
