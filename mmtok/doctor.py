@@ -1,7 +1,7 @@
 """`mmtok doctor`: what this installation has, what it lacks, and whether shards and logging are in order.
 
-Exit codes: 0 all well; 1 something that matters is wrong (each is marked !!); 2 a mistake in the command. Nothing secret
-is printed: of credentials only whether they are there.
+Exit codes: 0 all well; 1 something that matters is wrong (each is marked !!); 2 a mistake in the command. Nothing
+secret is printed: of credentials only whether they are there.
 """
 
 from __future__ import annotations

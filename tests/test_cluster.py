@@ -78,6 +78,16 @@ def test_the_cluster_configuration_lies_on_a_recipe(tmp_path, shards) -> None:
     assert cli.trainer.global_step == 2 and cli.folder == tmp_path / "mine"
 
 
+def test_under_slurm_lightning_does_not_requeue_by_itself(tmp_path, shards, monkeypatch) -> None:
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0",
+                        "NTASKS_PER_NODE": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    path = write_config(tmp_path / "mine.yaml", config(shards, runs=str(tmp_path), trainer__max_steps=1))
+    trainer = main(["fit", "-c", path]).trainer
+    environment = trainer._accelerator_connector.cluster_environment
+    assert type(environment).__name__ == "SLURMEnvironment" and not environment.auto_requeue
+
+
 def test_figures_of_the_largest_recipe() -> None:
     """Parameters counted on meta tensors; 20 bytes each in training, 24 under DDP."""
     row = r"^\| image/(\w+), the largest \| (\d+) M \| ([\d.]+) GB \| ([\d.]+) GB \|$"

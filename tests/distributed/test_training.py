@@ -4,6 +4,7 @@ import socket
 
 import pytest
 import torch
+from fault_toys import average_on, free_port
 from training_toys import ddp_rank, same
 
 
@@ -27,3 +28,16 @@ def test_two_processes_keep_identical_parameters(tmp_path, shards, processes, ad
     assert same(*states) == [] and same(a["ema"], b["ema"]) == []
     assert any("adv.network" in key for key in a["state"]) == adversarial
     assert (tmp_path / "ddp/checkpoints/last.ckpt").is_file()
+
+
+def test_gradients_are_averaged_also_where_only_one_process_has_some(tmp_path, processes):
+    port = free_port()
+    ranks = [processes.start(average_on, rank, port, str(tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    for rank in range(2):
+        first, second, third, fourth, fifth = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert first.tolist() == [4.0] * 3 and second.tolist() == [14.0] * 5
+        assert third.tolist() == [13.0] * 2 and fourth is None  # (0 + 26) / 2
+        assert fifth.tolist() == [44.0] * 2 and fifth.dtype == torch.float64

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 from training_toys import config, write_config
 
 from mmtok.training.checkpoint_io import AtomicIO, read_manifest
 from mmtok.training.cli import main
+from mmtok.training.steps import average_gradients
 
 
 class Fault(Callback):
@@ -87,6 +89,20 @@ def save_forever(folder: str) -> None:
     rows = read_manifest(Path(folder))
     for step in range(rows[0]["step"] + 1 if rows else 1, 1_000_000):
         save(Path(folder), step, size=300_000)
+
+
+def average_on(rank: int, port: int, folder: str) -> None:
+    """Averages gradients that differ by rank, in buckets of a few numbers, and saves them."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 5, 2, 4)]
+    parameters.append(torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)))
+    for n, parameter in enumerate(parameters):
+        # the third has a gradient on rank 1 only, the fourth nowhere
+        if n != 3 and (n != 2 or rank == 1):
+            parameter.grad = torch.full_like(parameter, float(10 * n + 4 * rank + 2))
+    average_gradients(parameters, bucket_bytes=24)
+    torch.save([p.grad for p in parameters], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 class Job:
