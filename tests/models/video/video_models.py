@@ -24,8 +24,8 @@ def randomise(module):
 
 def make(parts, down, up, mult=MULT, quant_conv=True, **named):
     torch.manual_seed(0)
-    encoder = ConvEncoder3d(parts, 4, 8, mult, 1, down)
-    decoder = ConvDecoder3d(parts, 4, 8, mult, 2, up)
+    encoder = ConvEncoder3d(parts, 4, 16, mult, 1, down)
+    decoder = ConvDecoder3d(parts, 4, 16, mult, 2, up)
     model = ConvVideoTokenizer(encoder, FSQ([8, 8, 5]), decoder, (9, 32, 32), quant_conv=quant_conv, **named)
     return randomise(model).eval()
 
