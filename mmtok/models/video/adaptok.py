@@ -170,7 +170,8 @@ class AdapTok(LARP):
                 scorer.memory.clear()
             at = slice(block, block + 1)
             quality = self._score(features[:, :, :, at], full.z[:, :, at], None, scorer, place)[:, 0]
-            length, policy = policy.choose(quality)
+            real = min(self.stride[0], x.shape[2] - block * self.stride[0])
+            length, policy = policy.choose(quality, real)
             kept = torch.arange(self.encoder.num_latents, device=length.device) < length[:, None]
             tiles = features.shape[1] * features.shape[2]
             self.scorer.transformer.choose(kept.repeat_interleave(tiles, 0), scorer)

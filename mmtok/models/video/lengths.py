@@ -74,15 +74,19 @@ class BlockPolicy:
     level: Tensor | None = field(default=None)
     pace: float = 0.2
 
-    def choose(self, quality: Tensor) -> tuple[Tensor, BlockPolicy]:
-        """quality [B, n] of each candidate, higher is better -> int64 [B] lengths, policy for the next block."""
+    def choose(self, quality: Tensor, frames: int | None = None) -> tuple[Tensor, BlockPolicy]:
+        """quality [B, n] of each candidate, higher is better -> int64 [B] lengths, policy for the next block.
+
+        frames  of the last block, where the video ends inside it: it earns less, and sends at least `least`
+        """
         quality = quality.float().cummax(1).values
         table = torch.tensor(self.lengths, device=quality.device)
         if isinstance(self.target, PSNR):
             return table[first_at_least(quality, torch.full_like(quality[:, 0], self.target.db))], self
-        income = self.target.rate * self.frames * self.pixels - self.block_bits
-        if income < self.least * self.code_bits:
-            lowest = (self.least * self.code_bits + self.block_bits) / (self.frames * self.pixels)
+        area = (self.frames if frames is None else frames) * self.pixels
+        income = self.target.rate * area - self.block_bits
+        if self.credit is None and income < self.least * self.code_bits:
+            lowest = (self.least * self.code_bits + self.block_bits) / area
             raise ValueError(f"target: {self.target.rate} bpp is less than the shortest blocks cost, {lowest:.5f} bpp")
         credit = torch.full((len(quality),), income, dtype=torch.float64, device=quality.device)
         credit = credit if self.credit is None else credit + self.credit
