@@ -68,8 +68,8 @@ class Soak:
             process.join()
             kills += 1
             newest = latest(folder / "run/checkpoints")
-            damaged += newest is None or damage(newest) is not None
             at = read_manifest(folder / "run/checkpoints")
+            damaged += bool(at) and (newest is None or damage(newest) is not None)
             reached = json.loads(record.read_text().splitlines()[-1])[0]
             lost.append(reached - (at[0]["step"] if at else 0))
         process.join()
