@@ -118,7 +118,12 @@ def media(job: Job, tokenizer: Tokenizer, url: str) -> ShardModule:
         return ShardData(url, image_size=job.size or min(spec.size), **common)
     if spec.modality == "audio" and spec.rate:
         return AudioData(url, int(spec.rate), eval_seconds=job.seconds, **common)
-    raise ValueError(f"{job.model}: corpora of {spec.modality} are not read here; use mmtok.corpus.shard.encode")
+    if spec.modality == "video":
+        from mmtok.data.video_module import VideoData  # needs PyAV, which images and audio do without
+
+        frames, *sides = spec.size
+        return VideoData(url, frames=frames, image_size=job.size or min(sides), fps=spec.rate, **common)
+    raise ValueError(f"{job.model}: there is no reader for {spec.modality} at {spec.rate} Hz; use encode(job, ...)")
 
 
 def encode(job: Job, tokenizer: Tokenizer, batch: Batch) -> Iterator[tuple[str, str, Tokens]]:
