@@ -72,7 +72,7 @@ class Tokenizer(nn.Module):
         self._check_media(batch.x)
         if target is not None:
             raise ValueError(f"encode(target=...): {type(self).__name__} does not choose its own length")
-        z = self.latents(batch.x)
+        z = self.latents_of(batch)
         keep, coding = self.keep_for(z, num_tokens, num_quantizers)
         quantized = self.quantize(z, keep)
         return self.tokens(quantized, keep, coding, batch)
@@ -91,6 +91,10 @@ class Tokenizer(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """z [B, D, *S] before the quantizer, for x [B, C, *X] in [-1, 1]."""
         return self.encoder(self._to_model(x))
+
+    def latents_of(self, batch: Batch) -> Tensor:
+        """`latents`, for models that read more of a batch than x: true lengths, precomputed features."""
+        return self.latents(batch.x)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """z [B, D, *S] of the codes, differentiable with respect to the codebook; zero where nothing was sent."""
@@ -120,7 +124,7 @@ class Tokenizer(nn.Module):
 
     def code(self, batch: Batch) -> tuple[Quantized, Tokens]:
         """The first half of `forward`: quantized latents with gradients, and their tokens."""
-        z = self.latents(batch.x)
+        z = self.latents_of(batch)
         shapes = self.quantizer.shapes(tuple(z.shape[2:]))
         if self.training and self.tail is not None:
             keep, coding = self.tail.sample(shapes, z.shape[0], z.device), self.tail.coding

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmtok.keep import Full, Prefix
 from mmtok.models.audio.codec import WaveCodec
+from mmtok.models.audio.glm import GLMTokenizer
 from mmtok.models.audio.segmented import SegmentedCodec
 from mmtok.types import Tokens
 
@@ -89,7 +90,7 @@ def _encode_causal(codec: WaveCodec, stream: Iterable[tuple[Tensor, bool]], num_
 
 def _by_pieces(codec: WaveCodec) -> bool:
     """Whether frames of a piece are frames of the whole: no segments of its own, no masks over time."""
-    return not isinstance(codec, SegmentedCodec) and codec.coding in (Full(), Prefix(1))
+    return not isinstance(codec, SegmentedCodec | GLMTokenizer) and codec.coding in (Full(), Prefix(1))
 
 
 def _sizes(codec: WaveCodec, network: torch.nn.Module, seconds: float) -> tuple[int, int]:

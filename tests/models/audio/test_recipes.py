@@ -22,6 +22,8 @@ PUBLISHED = {  # recipe: (million parameters, to this precision, frames a second
     "bigcodec": (159, 0.6, 80, 1.04),
     "mimi": (79.31 + 0.525, 0.01, 12.5, 4.4),  # and the layer that predicts the teacher's features
     "speechtokenizer": (103.68, 0.005, 50, 4.0),
+    # without the codebook (running means) and the positions behind it; with the head that spells
+    "glm4_voice": (343.6 - 20.97 - 0.48 + 1.317, 0.05, 12.5, 0.175),
     "nanocodec_0_6kbps": (61.73 + 0.03, 0.01, 12.5, 0.599),  # gains of weight normalization on top
 }
 
