@@ -24,8 +24,8 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
         )
     try:
         stem, last = state["encoder.conv_in.0.conv3d.weight"], state["encoder.conv_out.1.conv3d.weight"]
-    except KeyError as key:
-        raise ValueError(f"importer cosmos: no key {key}: not weights of this system") from None
+    except KeyError as error:
+        raise ValueError(f"importer cosmos: no key {error}: not weights of this system") from None
     widths: list[int] = []
     while (key := f"encoder.down.{len(widths)}.block.0.conv1.1.conv3d.weight") in state:
         widths.append(state[key].shape[0])

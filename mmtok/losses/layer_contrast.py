@@ -17,7 +17,7 @@ from mmtok.types import Batch, Reconstruction
 class LayerContrast(Term):
     """CLIP's symmetric contrast of head [B, D] and layer(teacher(x)) (ImageFolder, arXiv 2410.01756).
 
-    Inner products as they are, times `scale`; negatives come from all processes, with gradients. The layer is trained
+    Inner products as they are, times `gain`; negatives come from all processes, with gradients. The layer is trained
     through both sides.
 
     teacher    frozen: images [B, 3, H, W] in [-1, 1] -> [B, W]; None reads `batch.features[features]` instead
@@ -28,12 +28,12 @@ class LayerContrast(Term):
 
     def __init__(
         self, teacher: nn.Module | None = None, layer: str = "encoder.project", head: str = "semantic",
-        features: str = "teacher", scale: float = 1.0, normalize: bool = False,
+        features: str = "teacher", gain: float = 1.0, normalize: bool = False,
     ) -> None:
         super().__init__()
         self.teacher = None if teacher is None else Teacher(teacher)
         self.layer, self.head, self.features = layer, head, features
-        self.scale, self.normalize = scale, normalize
+        self.gain, self.normalize = gain, normalize
         self._bound: tuple[nn.Module, ...] = ()
 
     def bind(self, tokenizer: nn.Module) -> None:
@@ -56,7 +56,7 @@ class LayerContrast(Term):
             rank = dist.get_rank()
             every = (torch.cat(all_gather(ours)), torch.cat(all_gather(theirs)))
         own = torch.arange(len(ours), device=ours.device) + rank * len(ours)
-        rows, columns = self.scale * theirs @ every[0].T, self.scale * ours @ every[1].T
+        rows, columns = self.gain * theirs @ every[0].T, self.gain * ours @ every[1].T
         self.stats = {"accuracy": (columns.detach().argmax(1) == own).float().mean()}
         return (F.cross_entropy(rows, own) + F.cross_entropy(columns, own)) / 2
 

@@ -3,8 +3,8 @@
 The authors published neither code nor grid. This protocol: every code of an image is, with probability `rate`, replaced
 by one drawn uniformly among the `neighbours` codes nearest to it in its codebook (itself among them; distances as
 the quantizer compares); the images are decoded, rounded to 8 bits, and compared with the originals. A grid of
-`GRID` = rates .25, .5, 1 times neighbours 10, 50, 100 is measured, and its mean. Draws follow from the seed, the image's
-name and the cell, so they depend neither on batches nor on processes.
+`GRID` = rates .25, .5, 1 times neighbours 10, 50, 100 is measured, and its mean. Draws follow from the seed, the
+image's name and the cell, so they depend neither on batches nor on processes.
 
 Legend: B batch, K codebooks, V codes, D their dimension.
 """

@@ -92,7 +92,7 @@ class CogVideoXDecoder(Causal):
 class CogLevel(nn.Module):
     """Residual blocks, then `resample` if given."""
 
-    def __init__(self, blocks: list[nn.Module], resample: nn.Module | None) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], resample: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample

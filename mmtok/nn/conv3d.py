@@ -157,12 +157,14 @@ def convolve(x: Tensor, conv: nn.Conv3d) -> Tensor:
 
 def _by_slices(x: Tensor, conv: nn.Conv3d) -> Tensor:
     """conv(x) as a sum over its time slices, each a 2D convolution."""
-    (k, *_), (s, *stride), (_, *pad), (d, *_) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    assert not isinstance(conv.padding, str)
+    k, s, d = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
+    stride, pad = conv.stride[1:], conv.padding[1:]
     last = (x.shape[2] - (k - 1) * d - 1) // s * s
     y: Tensor | None = None
     for i in range(k):
         frames = x[:, :, i * d : i * d + last + 1 : s].transpose(1, 2).flatten(0, 1)
-        part = F.conv2d(frames, conv.weight[:, :, i], conv.bias if i == 0 else None, tuple(stride), tuple(pad))
+        part = F.conv2d(frames, conv.weight[:, :, i], conv.bias if i == 0 else None, stride, pad)
         y = part if y is None else y + part
     assert y is not None
     return y.unflatten(0, (x.shape[0], -1)).transpose(1, 2)

@@ -157,7 +157,7 @@ def test_the_contrast_is_the_symmetric_one_and_trains_the_layer():
     torch.manual_seed(0)
     model = nn.Module()
     model.project = nn.Linear(6, 4)
-    term = LayerContrast(layer="project", scale=2.0)
+    term = LayerContrast(layer="project", gain=2.0)
     with pytest.raises(ValueError, match="no module 'project'"):
         term.bind(nn.Module())
     term.bind(model)

@@ -58,7 +58,7 @@ class ImageFolder(Tokenizer):
         if self.anneal is not None:
             begin, end = self.anneal
             passed = min(1.0, max(0.0, (progress - begin) / (end - begin)))
-            self.quantizer.strength = 1 - 0.5 * passed
+            self.quantizer.strength = 1 - 0.5 * passed  # type: ignore[assignment]
         quantized, tokens = self.code(batch)
         x = self._from_model(self.reconstruct(quantized.z, tokens), tokens)
         semantic = quantized.z[:, -self.encoder.dim :].mean((2, 3))

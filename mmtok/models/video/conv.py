@@ -67,9 +67,9 @@ class ConvVideoTokenizer(Tokenizer):
         rate: float | None = None, quant_conv: bool = False, piece: int | None = None, tail: TailDrop | None = None,
         unit_range: bool = False,
     ) -> None:
-        stride = tuple(encoder.stride)  # type: ignore[arg-type]
-        if stride != tuple(decoder.stride):  # type: ignore[arg-type]
-            raise ValueError(f"tokenizer: encoder.strides give {list(stride)}, decoder.strides {list(decoder.stride)}")
+        stride, theirs = tuple(encoder.stride), tuple(decoder.stride)  # type: ignore[arg-type]
+        if stride != theirs:
+            raise ValueError(f"tokenizer: encoder.strides give {list(stride)}, decoder.strides {list(theirs)}")
         if piece is not None and piece < 1:
             raise ValueError(f"tokenizer.piece must be positive or null, got {piece}")
         super().__init__(encoder, quantizer, decoder, stride, size, tail, unit_range)
