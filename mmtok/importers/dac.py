@@ -114,12 +114,13 @@ def package_rules(side: str = r"(?P<side>encoder|decoder)\.(?:block|model)", our
     return rules
 
 
-def transformers_rules(stages: int) -> list[Rule]:
-    """Named parts of transformers -> places in our lists; weights are folded."""
+def transformers_rules(stages: int, prefix: str = "") -> list[Rule]:
+    """Named parts of transformers -> places in our lists; weights are folded. `prefix` stands before their names."""
     rules: list[Rule] = []
 
     def part(theirs: str, ours: str) -> None:
-        rules.extend([Rule(theirs + CONV, ours + r".\g<leaf>"), Rule(rf"{theirs}\.alpha", f"{ours}.alpha")])
+        act = rf"{prefix}{theirs}\.(?P<leaf>(?:act\.)?(?:alpha|beta))"
+        rules.extend([Rule(prefix + theirs + CONV, ours + r".\g<leaf>"), Rule(act, ours + r".\g<leaf>")])
 
     for side, first_unit, ends in (("encoder", 0, ("snake1", "conv1")), ("decoder", 2, ("snake1", "conv_t1"))):
         part(rf"{side}\.conv1", f"{side}.layers.0")

@@ -48,10 +48,14 @@ class Wav2Vec2(nn.Module):
         return field
 
     def forward(self, wave: Tensor) -> Tensor:
+        return self.states(wave)[-1]
+
+    def states(self, wave: Tensor) -> list[Tensor]:
+        """What goes into the first layer, and what comes out of every layer: 1 + layers times [B, F, D]."""
         if wave.dim() != 2 or wave.shape[1] < self.shortest:
             raise ValueError(f"wav2vec2: expected [B, at least {self.shortest} samples], got {list(wave.shape)}")
         features = self.feature_extractor(wave[:, None]).transpose(1, 2)
-        return self.encoder(self.post_extract_proj(self.layer_norm(features)))
+        return self.encoder.states(self.post_extract_proj(self.layer_norm(features)))
 
 
 class _Convolutions(nn.Module):
@@ -79,13 +83,13 @@ class _Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(dim)
         self.layers = nn.ModuleList(_Layer(dim, heads, ffn) for _ in range(layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def states(self, x: Tensor) -> list[Tensor]:
         # an even kernel padded by half of it gives one frame too many
         position = F.gelu(self.pos_conv(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
-        x = self.layer_norm(x + position)
+        out = [self.layer_norm(x + position)]
         for layer in self.layers:
-            x = layer(x)
-        return x
+            out.append(layer(out[-1]))
+        return out
 
 
 class _Layer(nn.Module):
