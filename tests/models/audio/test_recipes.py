@@ -24,6 +24,8 @@ PUBLISHED = {  # recipe: (million parameters, to this precision, frames a second
     "speechtokenizer": (103.68, 0.005, 50, 4.0),
     # without the codebook (running means) and the positions behind it; with the head that spells
     "glm4_voice": (343.6 - 20.97 - 0.48 + 1.317, 0.05, 12.5, 0.175),
+    "xcodec": (160.70 + 0.016, 0.01, 50, 4.0),  # with HuBERT, and gains of weight normalization on top
+    "xcodec2": (629.28 + 14.68 + 0.012, 0.01, 50, 0.8),  # with w2v-BERT, and what tells its features from the codes
     "nanocodec_0_6kbps": (61.73 + 0.03, 0.01, 12.5, 0.599),  # gains of weight normalization on top
 }
 
