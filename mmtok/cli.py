@@ -83,7 +83,7 @@ def _parser() -> Parser:
     commands.add_parser("compare", help="one table over several tokenizers (options: mmtok compare --help)")
 
     command = _add(commands, "demo", "train a small tokenizer on sample media and write a report", _demo)
-    command.add_argument("modality", choices=["image", "audio"])
+    command.add_argument("modality", choices=["image", "audio", "video"])
     command.add_argument(
         "--out", type=Path,
         help="folder for shards, run and report: a new one, or an earlier demo, which is replaced",
@@ -117,7 +117,7 @@ def _model_commands(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _file_commands(commands: argparse._SubParsersAction[Parser]) -> None:
-    command = _add(commands, "encode", "images and sounds to .mmt token files", _encode)
+    command = _add(commands, "encode", "images, sounds and videos to .mmt token files", _encode)
     command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
     command.add_argument("-o", "--out", type=Path, required=True, help="a .mmt file, or a folder for several inputs")
     _model_options(command)
@@ -127,7 +127,7 @@ def _file_commands(commands: argparse._SubParsersAction[Parser]) -> None:
         "--channels", choices=["mix", "split"], default="mix", help="of sounds: average them, or one file a channel"
     )
 
-    command = _add(commands, "decode", ".mmt token files back to images and sounds", _decode)
+    command = _add(commands, "decode", ".mmt token files back to images, sounds and videos", _decode)
     command.add_argument("inputs", nargs="+", type=Path, help="files or folders")
     command.add_argument("-o", "--out", type=Path, required=True, help="a media file, or a folder for several inputs")
     _model_options(command)
@@ -139,11 +139,13 @@ def _shard_commands(commands: argparse._SubParsersAction[Parser]) -> None:
         required=True, metavar="command"
     )
     command = _add(shards, "make", "media to tar shards with an index", _shards_make)
-    command.add_argument("source", help="folder, .csv/.jsonl/.parquet manifest, or samples:image, samples:audio")
+    command.add_argument("source", help="folder, .csv/.jsonl/.parquet manifest, or samples:image|audio|video")
     command.add_argument("out", type=Path, help="new folder")
     command.add_argument("--samples-per-shard", type=int, default=1000)
     command.add_argument("--shard-bytes", type=int, default=1 << 30, help="bytes of media a shard may hold")
-    command.add_argument("--short-side", type=int, help="scale larger images down to this short side, as JPEG")
+    command.add_argument("--short-side", type=int, help="scale larger images and videos down to this, as JPEG or H.264")
+    command.add_argument("--seconds", type=float, help="cut videos into clips of this length")
+    command.add_argument("--gop", type=float, default=1.0, help="most seconds between key frames of such clips")
     command.add_argument("--quality", type=int, default=95, help="of that JPEG")
     command.add_argument("--no-shuffle", action="store_true", help="keep the source's order")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
@@ -259,7 +261,7 @@ def _shards_make(options: argparse.Namespace) -> int:
 
     reports = make(
         options.source, str(options.out), options.samples_per_shard, options.shard_bytes, options.short_side,
-        options.quality, options.workers, not options.no_shuffle,
+        options.quality, options.workers, not options.no_shuffle, options.seconds, options.gop,
     )
     for report in reports:
         print(describe(report))

@@ -1,4 +1,4 @@
-"""`mmtok demo image|audio`: sample media to shards, a trained tail-drop tokenizer, and a report to look at."""
+"""`mmtok demo image|audio|video`: sample media to shards, a trained tail-drop tokenizer, and a report to look at."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ DEMOS = {
     "audio": Demo(
         "samples:audio", "demo/audio", "speech and music that come with the package, split by speaker",
         "Opus and Codec 2",
+    ),
+    "video": Demo(
+        "samples:video", "demo/video", "clips from installed packages and camera paths over photographs, split by clip",
+        "x264, x265 and SVT-AV1", short_side=256,
     ),
 }  # fmt: skip
 

@@ -54,11 +54,14 @@ def main(
     command: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    frames: int | None = None,
+    fps: float | None = None,
 ) -> EvaluationResult:
     """Evaluates a tokenizer on every image or utterance of some data, all lengths in one pass.
 
     model       a name for `mmtok.load`, a saved folder, or a tokenizer
-    data        shards, or `samples:image`, `samples:audio` (their held-out part); or a folder of audio files
+    data        shards, or `samples:image`, `samples:audio`, `samples:video` (their held-out part); or a folder of
+                audio files
     out         folder for metrics.json, plots/ and report/; None writes nothing
     lengths     tokens (codebooks, for residual codecs) to evaluate; () takes powers of two and the full length
     metrics     of psnr, ssim, lpips_alex, lpips_vgg, fd_vgg16, rfid; for codecs see `mmtok.metrics.audio.suite.NAMES`
@@ -73,6 +76,7 @@ def main(
     name        what the report calls the model; None is `model` itself
     command     what the report says was run; None is this process's command line
     quiet       no progress bar and no table
+    frames, fps of clips; None is the model's own
     ValueError names the argument or file and the mend; existing results are kept unless `overwrite`.
     """
     target = None if out is None else Path(out)
@@ -86,6 +90,17 @@ def main(
         audio = plan_audio(lengths, metrics, codecs, samples)
         found = evaluate_audio(tokenizer, data, audio, device, weights, limit, only, rank, world, quiet)
         result = _named(found, model, data, name, command)
+        _write(result, target if rank == 0 else None, quiet or rank > 0)
+        return result
+    if tokenizer.modality == "video":
+        from mmtok.evaluate_video import evaluate_video, plan_video
+
+        video = plan_video(lengths, metrics, codecs, samples, rounding)
+        clips = evaluate_video(
+            tokenizer, data, video, frames, fps, image_size, batch_size, num_workers, limit, only, device, weights,
+            rank, world, quiet,
+        )  # fmt: skip
+        result = _named(clips, model, data, name, command)
         _write(result, target if rank == 0 else None, quiet or rank > 0)
         return result
     plan = Plan(
@@ -213,10 +228,15 @@ def command_line(
         "--metrics", nargs="+", default=metrics, help="images: psnr ssim lpips_alex lpips_vgg fd_vgg16 rfid;"
         " audio: distillmos dnsmos utmos pesq stoi estoi si_sdr mel mel80 stft f0 wer speaker",
     )
-    parser.add_argument("--codecs", nargs="*", default=codecs, help="images: jpeg webp avif; audio: opus codec2")
+    parser.add_argument(
+        "--codecs", nargs="*", default=codecs,
+        help="images: jpeg webp avif; audio: opus codec2; video: x264 x265 svtav1",
+    )
     parser.add_argument("--size", type=int, help="side in pixels (default: the model's)")
     parser.add_argument("--preset", default=PRESETS[0], help="resize and crop: " + ", ".join(PRESETS))
     parser.add_argument("--rounding", default="round", help="how floats become 8 bits: round, or truncate to compare")
+    parser.add_argument("--frames", type=int, help="of clips (default: the model's)")
+    parser.add_argument("--fps", type=float, help="of clips (default: the model's)")
     parser.add_argument("--limit", type=int, help="only the first so many items")
     parser.add_argument("--only", nargs="+", default=(), help="only names that match one of these patterns")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -232,6 +252,7 @@ def command_line(
             options.batch_size, options.size, options.preset, options.rounding, options.limit, tuple(options.only),
             device=options.device,
             weights=options.weights, num_workers=options.workers, overwrite=options.overwrite,
+            frames=options.frames, fps=options.fps,
         )
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)

@@ -163,6 +163,28 @@ class BlockPrefix:
 
 
 @dataclass(frozen=True)
+class BlockDepth:
+    """One residual depth per block of a single grid [B, K, t, ...]: axis 2 counts blocks, the first codebooks of each
+    are sent."""
+
+    def sizes(self, shapes: Shapes) -> list[int]:
+        ((books, blocks, *_),) = shapes
+        return [books] * blocks
+
+    def symbols(self, keep: tuple[Tensor, ...], shapes: Shapes) -> Tensor:
+        ((books, blocks, *rest),) = shapes
+        mask = keep[0].expand(-1, books, blocks, *rest)
+        symbols = mask.reshape(mask.shape[0], books, blocks, -1)[..., 0].sum(1) - 1
+        _check_family(self, symbols, keep, shapes)
+        return symbols
+
+    def masks(self, symbols: Tensor, shapes: Shapes) -> tuple[Tensor, ...]:
+        ((books, _, *rest),) = shapes
+        mask = prefix_mask(symbols + 1, books).transpose(1, 2)
+        return (mask.reshape(*mask.shape, *[1] * len(rest)),)
+
+
+@dataclass(frozen=True)
 class Bitmap:
     """Any subset of positions, shared by the K codebooks of a grid: one bit a position (KARL, LaVIT)."""
 

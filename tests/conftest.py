@@ -34,6 +34,23 @@ def audio_shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def video_shards(tmp_path_factory):
+    """Folder of two shards with four clips of 24 moving frames each, 48 x 64 px at 12 fps."""
+    from mmtok.data.clips import encode_clip
+    from mmtok.data.write import make_shards
+
+    root = tmp_path_factory.mktemp("video")
+    (root / "in").mkdir()
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
+        scene = np.asarray(Image.fromarray(noise).resize((96, 80), Image.Resampling.BICUBIC))
+        pictures = [scene[t : t + 48, t : t + 64] for t in range(24)]
+        (root / "in" / f"v{number}.mp4").write_bytes(encode_clip(pictures, [t / 12 for t in range(24)], 12.0)[0])
+    make_shards(str(root / "in"), root / "shards", samples_per_shard=2, progress=False)
+    return root / "shards"
+
+
+@pytest.fixture(scope="session")
 def processes():
     """Starts functions in fresh processes; the imports are paid for once, in a server that forks."""
     # read by the server when it starts: several processes with several threads each would only fight

@@ -16,7 +16,7 @@ FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name != "bas
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_trains_saves_and_reloads(path, tmp_path, shards, audio_shards, speech_model, monkeypatch):
+def test_trains_saves_and_reloads(path, tmp_path, shards, audio_shards, video_shards, speech_model, monkeypatch):
     monkeypatch.setenv("MMTOK_DEBUG", "1")
     source = yaml.safe_load(path.read_text())
     assert source.get("tiny") or source.get("base"), f"{path} has no tiny map"
@@ -29,7 +29,8 @@ def test_trains_saves_and_reloads(path, tmp_path, shards, audio_shards, speech_m
         place = f"model.objective.init_args.terms.{taught[0]}.init_args.teacher.init_args.path"
         path = _written(tmp_path / "taught.yaml", {"base": str(path), "tiny": {place: speech_model}})
     audio = data["class_path"].endswith(".AudioData")
-    place = f"{audio_shards}/*.tar" if audio else f"{shards}/s-*.tar"
+    video = data["class_path"].endswith(".VideoData")
+    place = f"{audio_shards}/*.tar" if audio else f"{video_shards}/*.tar" if video else f"{shards}/s-*.tar"
     media = [f"--data.init_args.{key}={place}" for key in ("train", "val") if data["init_args"].get(key)]
     extra = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.max_steps=2"]
     cli = command.main(
@@ -43,6 +44,7 @@ def test_trains_saves_and_reloads(path, tmp_path, shards, audio_shards, speech_m
         task.ema.swap(task.tokenizer)  # what is exported is the average
     tokenizer, loaded = task.tokenizer.eval(), hub.load(folder)
     size = (tokenizer.channels, 5000) if audio else (3, cli.datamodule.eval_size, cli.datamodule.eval_size)
+    size = (3, cli.datamodule.eval_frames, *size[1:]) if video else size
     x = torch.rand(2, *size) * 2 - 1
     ours, theirs = tokenizer.encode(x), loaded.encode(x)
     assert len(ours.grids) and all(torch.equal(a, b) for a, b in zip(ours.grids, theirs.grids, strict=True))

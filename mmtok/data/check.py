@@ -17,7 +17,7 @@ from webdataset.tariterators import base_plus_ext
 
 from mmtok.data.bad import BadSample
 from mmtok.data.index import NAME, Shard, file_sha256, make_shard, parse_index, save_index
-from mmtok.data.media import AUDIO, IMAGES, MEDIA, examine
+from mmtok.data.media import AUDIO, IMAGES, MEDIA, VIDEOS, examine
 from mmtok.data.workers import follow_parent
 
 MAX_MEMBERS = 10_000_000
@@ -32,7 +32,7 @@ class CheckReport:
 
     bad        (shard, key, reason) of samples that cannot be used
     problems   one line each about shards: cut tars, keys that are not adjacent, doubled members or keys
-    histogram  images by short side, lower edges in pixels
+    histogram  images and videos by short side, lower edges in pixels
     lengths    audio by length, lower edges in seconds; hours is their sum
     wrote      an index.json was written
     """
@@ -50,10 +50,10 @@ class CheckReport:
 
 
 def check_shards(folder: Path, rewrite: bool = False, workers: int = 1, progress: bool = True) -> CheckReport:
-    """Decode every image and sound of folder/*.tar; write index.json where there is none, or with `rewrite`.
+    """Decode every image, sound and video of folder/*.tar; write index.json where there is none, or with `rewrite`.
 
     An index that disagrees with the shards is a problem, not overwritten without `rewrite`. Bad
-    samples stay in the index: training skips and counts them. Video members are indexed as they are.
+    samples stay in the index: training skips and counts them.
     """
     tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not tars:
@@ -137,7 +137,7 @@ def scan_shard(path: Path) -> tuple[Shard, list[tuple[str, str]], list[str]]:
     keys, rows, sizes, bad = [], [], [], []
     with open(path, "rb") as file:
         for key, row in members.items():
-            media = [ext for ext in (*IMAGES, *AUDIO) if ext in row]
+            media = [ext for ext in (*IMAGES, *AUDIO, *VIDEOS) if ext in row]
             size = (0, 0)
             if media:
                 offset, length = row[media[0]]

@@ -31,7 +31,7 @@ class Shard:
 
     keys     bytes [n] (utf-8, fixed width)
     members  per extension int64 [n, 2]: offset and size in bytes, offset -1 where a sample lacks it
-    sizes    int32 [n, 2]: H, W after EXIF rotation, or Hz and samples of audio, 0 where unknown
+    sizes    int32 [n, 2]: H, W of upright pictures or frames, or Hz and samples of audio, 0 where unknown
     """
 
     url: str

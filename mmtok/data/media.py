@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from mmtok.data import decode, decode_audio
+from mmtok.data import decode, decode_audio, decode_video
 from mmtok.data.decode import EncodedImage
 from mmtok.data.decode_audio import EncodedAudio
+from mmtok.data.decode_video import EncodedVideo
 
 IMAGES = decode.EXTENSIONS
 AUDIO = decode_audio.EXTENSIONS
-VIDEOS = ("mp4", "webm")
+VIDEOS = tuple(ext for ext in decode_video.EXTENSIONS if ext not in IMAGES)  # a GIF is both, and listed as an image
 MEDIA = (*IMAGES, *AUDIO, *VIDEOS)
 
 
 def examine(ext: str, data: bytes) -> tuple[int, int]:
-    """What the index says of a file: (H, W) of an image, (Hz, samples) of audio, (0, 0) of others. Raises BadSample."""
+    """What the index says of a file: (H, W) of an image or video, (Hz, samples) of audio. Raises BadSample."""
     if ext in IMAGES:
         image = EncodedImage(data)
         image.pixels(reduce=8)
@@ -22,4 +23,4 @@ def examine(ext: str, data: bytes) -> tuple[int, int]:
         audio = EncodedAudio(data, ext)
         audio.check()
         return audio.rate, audio.frames
-    return 0, 0
+    return EncodedVideo(data).check() if ext in VIDEOS else (0, 0)

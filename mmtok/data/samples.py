@@ -1,5 +1,5 @@
 """`samples:image`: real photographs that every install can find offline, split by whole photograph.
-Sounds are listed in `mmtok.data.audio_samples`; this file also writes any set to shards.
+Sounds and videos are listed in `audio_samples` and `video_samples`; this file also writes any set to shards.
 
 They come from packages that carry photographs as files (the `demo` extra) and, where installed, from Debian
 packages. Files are located without importing anything. Every name is listed: a photograph belongs to train or
@@ -20,8 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmtok.data.audio_samples import AUDIO_SETS, HELDOUT, TRAIN, SampleClip, find_clips
+from mmtok.data.video_samples import PATHS, SampleVideo, find_videos
 
+VIDEO_SET = "samples:video"
 SHORT_SIDE = 512  # of training photographs as ShardData materialises them; held-out ones keep their bytes
+VIDEO_SIDE = 256  # of training clips
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def find_photos(name: str) -> list[Photo]:
     ValueError when the set is unknown or nothing of it is installed.
     """
     if name not in SETS:
-        raise ValueError(f"{name}: no such sample set; there are {', '.join([*SETS, *AUDIO_SETS])}")
+        raise ValueError(f"{name}: no such sample set; there are {', '.join([*SETS, *AUDIO_SETS, VIDEO_SET])}")
     photos = []
     for group in SETS[name]:
         for split, names in ((TRAIN, group.train), (HELDOUT, group.heldout)):
@@ -124,8 +127,10 @@ def find_photos(name: str) -> list[Photo]:
     return sorted(photos, key=lambda photo: photo.name)
 
 
-def find_samples(name: str) -> list[Photo] | list[SampleClip]:
+def find_samples(name: str) -> list[Photo] | list[SampleClip] | list[SampleVideo]:
     """What there is of any sample set. ValueError when the set is unknown or nothing of it is installed."""
+    if name == VIDEO_SET:
+        return find_videos(name)
     return find_clips(name) if name in AUDIO_SETS else find_photos(name)
 
 
@@ -135,12 +140,13 @@ def materialise(name: str, cache: Path) -> Path:
 
     files = find_samples(name)
     present = "\n".join(f"{file.name} {file.path.stat().st_size}" for file in files)
-    digest = hashlib.sha256(f"{SHORT_SIDE}\n{present}".encode()).hexdigest()[:12]
+    side = VIDEO_SIDE if name == VIDEO_SET else SHORT_SIDE
+    digest = hashlib.sha256(f"{side} {PATHS if name == VIDEO_SET else ''}\n{present}".encode()).hexdigest()[:12]
     folder = cache / "samples" / f"{name.partition(':')[2]}-{digest}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        make_samples(name, partial, short_side=SHORT_SIDE, quality=95)
+        make_samples(name, partial, short_side=side, quality=95)
         try:
             partial.rename(folder)
         except OSError:  # another process was first

@@ -17,18 +17,23 @@ def make(
     quality: int = 95,
     workers: int = 1,
     shuffle: bool = True,
+    seconds: float | None = None,
+    gop: float = 1.0,
 ) -> list[Report]:
     """Write WebDataset shards and their index.json.
 
     Args:
         source: a folder, a folder of class folders, a .csv/.tsv/.jsonl manifest (path, text, ...), Parquet, or
-            a sample set: samples:image, samples:audio.
+            a sample set: samples:image, samples:audio, samples:video.
         destination: a new or empty folder. A sample set makes train/ and heldout/ in it.
         samples_per_shard: at most this many samples a shard.
         shard_bytes: and at most this many bytes of media.
-        short_side: resize larger images to this short side and store JPEG; by default bytes are kept.
+        short_side: resize larger images and videos to this short side, stored as JPEG and H.264; by default bytes
+            are kept.
         quality: of that JPEG, 1 to 100.
         workers: processes.
+        seconds: cut videos into clips of this length, encoded anew (a short rest joins the clip before).
+        gop: at most so many seconds between key frames of such clips.
         shuffle: mix the samples once while writing (a fixed order); Parquet keeps its own.
 
     ValueError when the destination holds anything, or the source is unusable.
@@ -37,10 +42,12 @@ def make(
         raise ValueError(f"short_side: at least 1 pixel, got {short_side}")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: 1 to 100, got {quality}")
+    if seconds is not None and seconds <= 0 or gop <= 0:
+        raise ValueError(f"seconds and gop: positive, got {seconds} and {gop}")
     folder = Path(destination).expanduser()
     if source.startswith("samples:"):
         return make_samples(source, folder, short_side, quality, workers)
-    encoding = Encoding(short_side, quality)
+    encoding = Encoding(short_side, quality, seconds, gop)
     return [make_shards(source, folder, samples_per_shard, shard_bytes, encoding, workers, shuffle)]
 
 

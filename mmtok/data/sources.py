@@ -11,11 +11,15 @@ from typing import Any
 
 from mmtok.data.media import MEDIA
 from mmtok.data.samples import SampleClip, find_samples
+from mmtok.data.video_samples import SampleVideo
 
 
 @dataclass
 class Item:
-    """One sample to write: media from `path` or `data`, a caption, and what goes into its json."""
+    """One sample to write: media from `path` or `data`, a caption, and what goes into its json.
+
+    camera  the file is a photograph that becomes a video: the seed of the camera's path over it
+    """
 
     key: str
     ext: str
@@ -23,6 +27,7 @@ class Item:
     data: bytes | None = None
     text: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    camera: int | None = None
 
 
 def read_items(source: str) -> Iterator[Item]:
@@ -46,7 +51,7 @@ def read_items(source: str) -> Iterator[Item]:
         return _rows(path, _jsonl(path))
     if suffix == ".parquet":
         return _parquet([path])
-    raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image (or audio)")
+    raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image|audio|video")
 
 
 def sample_items(name: str, split: str) -> list[Item]:
@@ -57,7 +62,11 @@ def sample_items(name: str, split: str) -> list[Item]:
             meta = {"licence": file.licence, "source": file.package}
             if isinstance(file, SampleClip):
                 meta |= {"speaker": file.speaker, "language": file.language}
-            items.append(Item(file.name, file.path.suffix[1:].lower(), file.path, meta=meta))
+            camera = None
+            if isinstance(file, SampleVideo) and file.camera is not None:
+                camera = file.camera
+                meta |= {"kind": "camera path over a photograph"}
+            items.append(Item(file.name, file.path.suffix[1:].lower(), file.path, meta=meta, camera=camera))
     return items
 
 

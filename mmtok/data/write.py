@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import webdataset
@@ -20,13 +20,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmtok.data.bad import BadSample
+from mmtok.data.clips import Cutting, camera_path, cut
 from mmtok.data.decode import EncodedImage
 from mmtok.data.index import Shard, file_sha256, make_shard, safe_key, save_index
-from mmtok.data.media import IMAGES, MEDIA, examine
+from mmtok.data.media import IMAGES, MEDIA, VIDEOS, examine
 from mmtok.data.order import mix
 from mmtok.data.samples import HELDOUT, TRAIN
 from mmtok.data.sources import Item, read_items, sample_items
 from mmtok.data.workers import follow_parent
+
+SAMPLE_SECONDS = 2.0  # of training clips of sample videos
 
 
 @dataclass
@@ -46,10 +49,14 @@ class Encoding:
 
     short_side  images whose short side is larger are resized to it (Lanczos) and stored as JPEG; None keeps bytes
     quality     of that JPEG
+    seconds     videos are cut into clips of so many seconds and encoded anew; None does so only to reduce their size
+    gop         most seconds between the key frames of such clips
     """
 
     short_side: int | None = None
     quality: int = 95
+    seconds: float | None = None
+    gop: float = 1.0
 
 
 def make_shards(
@@ -58,8 +65,9 @@ def make_shards(
 ) -> Report:
     """Write shards and index.json of a source into a new or empty folder.
 
-    Images (a JPEG at 1/8) and audio are decoded once, unusable ones left out and reported. With `shuffle` samples are
-    laid out in a fixed pseudo-random order, so that a window of shards mixes classes; Parquet keeps its own.
+    Images (a JPEG at 1/8), audio and videos are decoded once, unusable ones left out and reported. With `shuffle`
+    samples are laid out in a fixed pseudo-random order, so that a window of shards mixes classes; Parquet keeps its
+    own.
     """
     items = read_items(source)
     if shuffle and not _is_parquet(source):
@@ -74,7 +82,7 @@ def make_samples(
 ) -> list[Report]:
     """folder/train and folder/heldout of a sample set; held-out samples always keep their bytes."""
     reports = []
-    for split, encoding in ((TRAIN, Encoding(short_side, quality)), (HELDOUT, Encoding())):
+    for split, encoding in ((TRAIN, Encoding(short_side, quality, SAMPLE_SECONDS)), (HELDOUT, Encoding())):
         items = sample_items(name, split)
         if items:
             report = _write(iter(items), folder / split, 1000, 1 << 30, encoding, workers, progress=False)
@@ -177,20 +185,19 @@ def _write_shard(
         writer = webdataset.TarWriter(file, encoder=False, mtime=0, user="mmtok", group="mmtok", compress=False)
         for item in items:
             try:
-                members, size = _members(item, encoding)
-            except BadSample as error:
+                for key, members, size in _samples(item, encoding):
+                    writer.write({"__key__": key, **members})
+                    row, end = {}, writer.tarstream.offset
+                    for ext in sorted(members, reverse=True):  # the writer lays members out in sorted order
+                        length = len(members[ext])
+                        end -= -(-length // 512) * 512
+                        row[ext] = (end, length)
+                        end -= 512
+                    keys.append(key)
+                    rows.append(row)
+                    sizes.append(size)
+            except BadSample as error:  # of a video that breaks off, the clips before that are kept
                 bad.append((item.key, str(error)))
-                continue
-            writer.write({"__key__": item.key, **members})
-            row, end = {}, writer.tarstream.offset
-            for ext in sorted(members, reverse=True):  # the writer lays members out in sorted order
-                length = len(members[ext])
-                end -= -(-length // 512) * 512
-                row[ext] = (end, length)
-                end -= 512
-            keys.append(item.key)
-            rows.append(row)
-            sizes.append(size)
         writer.close()
     digest = file_sha256(path) if keys else ""
     shard = make_shard(path.name, path.stat().st_size, digest, keys, rows, sizes)
@@ -199,16 +206,39 @@ def _write_shard(
     return shard, bad
 
 
-def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[int, int]]:
-    """Members by extension, and what the index says of the media: see `examine`."""
-    if item.ext not in MEDIA:
-        raise BadSample("unsupported", f"extension .{item.ext}")
+def _samples(item: Item, encoding: Encoding) -> Iterator[tuple[str, dict[str, bytes], tuple[int, int]]]:
+    """(key, members, what the index says of the media) of an item: one, or one a clip of a video that is cut."""
+    if item.camera is not None:
+        photo = EncodedImage(_bytes(item))
+        film = camera_path(photo.pixels(min(photo.size) / 512), item.camera)
+        yield item.key, *_members(replace(item, ext="mp4", data=film), Encoding())
+        return
+    cutting = Cutting(encoding.seconds, encoding.gop, encoding.short_side)
+    if item.ext not in VIDEOS or cutting.keeps:
+        yield item.key, *_members(item, encoding)
+        return
+    for number, clip in enumerate(cut(_bytes(item), cutting)):
+        key = item.key if encoding.seconds is None else f"{item.key}-{number:04d}"
+        made = replace(item, ext="mp4", data=clip.data, meta={**item.meta, **clip.meta})
+        yield key, _beside(made, {"mp4": clip.data}), clip.size
+
+
+def _bytes(item: Item) -> bytes:
+    """The media of an item. Raises BadSample."""
     try:
         data = item.data if item.data is not None else item.path.read_bytes() if item.path else b""
     except OSError as error:
         raise BadSample("missing", error.strerror or str(error)) from None
     if not data:
         raise BadSample("empty", "0 bytes")
+    return data
+
+
+def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[int, int]]:
+    """Members by extension, and what the index says of the media: see `examine`."""
+    if item.ext not in MEDIA:
+        raise BadSample("unsupported", f"extension .{item.ext}")
+    data = _bytes(item)
     ext, short = item.ext, encoding.short_side
     size = (0, 0)
     if ext in IMAGES and short:
@@ -224,12 +254,16 @@ def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[in
             ext, data = "jpg", stream.getvalue()
     if size == (0, 0):
         size = examine(ext, data)
-    members = {ext: data}
+    return _beside(item, {ext: data}), size
+
+
+def _beside(item: Item, members: dict[str, bytes]) -> dict[str, bytes]:
+    """Media with the caption and the json of their item."""
     if item.text is not None:
         members["txt"] = item.text.encode()
     if item.meta:
         members["json"] = json.dumps(item.meta, default=str, sort_keys=True).encode()
-    return members, size
+    return members
 
 
 def _is_parquet(source: str) -> bool:

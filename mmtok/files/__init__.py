@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mmtok.files.images import decode_images, encode_images, read_image, write_image
 from mmtok.files.sounds import decode_sounds, encode_sounds
+from mmtok.files.videos import decode_videos, encode_videos
 
 if TYPE_CHECKING:
     from mmtok.tokenizer import Tokenizer
@@ -29,6 +30,8 @@ def encode_files(
         if num_tokens is not None:
             raise ValueError("--num-tokens: an audio codec varies its residual depth; use --num-quantizers")
         return encode_sounds(tokenizer, inputs, out, num_quantizers, overwrite, channels)
+    if tokenizer.modality == "video":
+        return encode_videos(tokenizer, inputs, out, num_tokens, num_quantizers, overwrite)
     return encode_images(tokenizer, inputs, out, num_tokens, num_quantizers, overwrite)
 
 
@@ -36,9 +39,11 @@ def decode_files(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int 
     """Writes one media file a `.mmt` file; returns 0, or 1 when one could not be decoded (each is named on stderr).
 
     inputs  files and folders; the token files of a folder keep their relative paths below `out`
-    out     a media path for one input file (its ending chooses the format), else a folder (of PNG or WAV files)
+    out     a media path for one input file (its ending chooses the format), else a folder (of PNG, WAV or MP4 files)
     ValueError or OSError, before anything is written, when nothing matches or an output exists.
     """
     if tokenizer.modality == "audio":
         return decode_sounds(tokenizer, inputs, out, seed, overwrite)
+    if tokenizer.modality == "video":
+        return decode_videos(tokenizer, inputs, out, seed, overwrite)
     return decode_images(tokenizer, inputs, out, seed, overwrite)

@@ -26,6 +26,10 @@ class AnchorSetting:
     scale: int = 1
 
     @property
+    def series(self) -> str:
+        return CODECS[self.codec].title
+
+    @property
     def label(self) -> str:
         """For people: "WebP q10", "JPEG q5 at 1/2"."""
         return f"{CODECS[self.codec].title} q{self.quality}" + (f" at 1/{self.scale}" if self.scale > 1 else "")

@@ -69,7 +69,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, size: tuple[int, int], plan: Plan, device: torch.device | str = "cpu",
+        self, tokenizer: Tokenizer, size: tuple[int, ...], plan: Plan, device: torch.device | str = "cpu",
         weights: str | Path | None = None,
     ) -> None:
         self.tokenizer, self.size, self.plan, self.device = tokenizer.to(device).eval(), size, plan, device
@@ -144,9 +144,12 @@ class Evaluation:
                 Picture(self._label(c.length), fake[i], {name: float(score[i]) for name, score in scores.items()})
                 for c, (fake, scores) in zip(self.candidates, seen, strict=True)
             )
-            heapq.heappush(self.shown, (entry, next(self.number), Sample(key, real[i], pictures)))
+            heapq.heappush(self.shown, (entry, next(self.number), self._sample(i, key, real[i], pictures)))
             if len(self.shown) > self.plan.samples:
                 heapq.heappop(self.shown)
+
+    def _sample(self, index: int, key: str, real: Tensor, pictures: tuple[Picture, ...]) -> Sample:
+        return Sample(key, real, pictures)
 
     def finish(self, expected: KeyCount | None = None) -> EvaluationResult:
         """expected: every name of the data, on each process alike; ValueError unless each was seen exactly once."""
@@ -167,7 +170,7 @@ class Evaluation:
         anchors = []
         for setting, panel, size in self.anchors:
             values = {**size.compute(), **self.suite.compute(panel)}
-            anchors.append(Row(setting.label, codecs.CODECS[setting.codec].title, values, None, setting.scale))
+            anchors.append(Row(setting.label, setting.series, values, None, setting.scale))
         usage = self.candidates[-1].usage.codebooks()
         return EvaluationResult(
             self.size, int(self.keys.states["count"]), int(self.keys.states["skipped"]), lengths, anchors, usage,
@@ -206,18 +209,17 @@ class Evaluation:
             dist.all_gather_object(parts, shown)
             shown = [entry for part in parts for entry in part]
         chosen = [sample for *_, sample in sorted(shown, key=lambda e: (-e[0], e[2].key))[: self.plan.samples]]
-        return [replace(sample, anchors=self._versions_of(sample.original)) for sample in chosen]
+        return [replace(sample, anchors=self._versions_of(sample)) for sample in chosen]
 
-    def _versions_of(self, image: Tensor) -> dict[str, tuple[Picture, ...]]:
+    def _versions_of(self, sample: Sample) -> dict[str, tuple[Picture, ...]]:
         """One image through every codec setting, by codec title."""
         out: dict[str, tuple[Picture, ...]] = {}
         for setting, _, _ in self.anchors:
-            real = image[None].to(self.device)
+            real = sample.original[None].to(self.device)
             fake, size = codecs.through(real, setting)
             scores = {name: float(v) for name, v in self.suite.panel(frechet=False).update(real, fake).items()}
             picture = Picture(setting.label, fake[0].cpu(), {"bytes": float(size), **scores})
-            title = codecs.CODECS[setting.codec].title
-            out[title] = (*out.get(title, ()), picture)
+            out[setting.series] = (*out.get(setting.series, ()), picture)
         return out
 
     def _protocol(self) -> dict[str, str]:

@@ -33,7 +33,8 @@ _KNOWN = {
     "bpp_file": Label("file bpp", 4, "lower"), "bits_nominal": Label("nominal bits", 1, "lower"),
     "bpp_nominal": Label("nominal bpp", 4, "lower"), "bits_entropy": Label("entropy bits", 1, "lower"),
     "bpp_entropy": Label("entropy bpp", 4, "lower"), "bits_side": Label("of them side bits", 1, "lower"),
-    "psnr": Label("PSNR", 2, "higher", "dB"), "ssim": Label("SSIM", 3, "higher"),
+    "psnr": Label("PSNR", 2, "higher", "dB"),
+    "flicker_psnr": Label("PSNR of frame differences", 2, "higher", "dB"), "ssim": Label("SSIM", 3, "higher"),
     "lpips_alex": Label("LPIPS alex", 3, "lower"), "lpips_vgg": Label("LPIPS vgg", 3, "lower"),
     "codebook_usage": Label("codebook used", 3, "higher"), "codebook_perplexity": Label("perplexity", 1, "higher"),
     "codebook_entropy_bits": Label("code entropy bits", 2, "higher"),
@@ -75,7 +76,7 @@ def label(key: str) -> Label:
 def quality_keys(values: dict[str, float]) -> list[str]:
     """Keys of quality metrics in the order they were measured, without rates and usage."""
     known = (
-        "psnr", "ssim", "lpips_", "rfid_", "fd_", "inception_", "distillmos", "utmos", "dnsmos_", "pesq_", "stoi",
-        "estoi", "si_sdr", "mel", "stft_", "f0_", "vuv_", "dwer_", "speaker_",
+        "psnr", "flicker_", "ssim", "lpips_", "rfid_", "fd_", "inception_", "distillmos", "utmos", "dnsmos_", "pesq_",
+        "stoi", "estoi", "si_sdr", "mel", "stft_", "f0_", "vuv_", "dwer_", "speaker_",
     )
     return [key for key in values if key.startswith(known)]

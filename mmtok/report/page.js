@@ -12,7 +12,7 @@ function element(tag, className, parent) {
 
 function figure(row, className) {
   const node = element("figure", className, row);
-  return { image: element("img", "", node), caption: element("figcaption", "", node) };
+  return { image: element("img", "", node), strip: null, caption: element("figcaption", "", node) };
 }
 
 function numbers(values) {
@@ -24,7 +24,15 @@ function numbers(values) {
   return parts.join(" · ");
 }
 
-function fill(figure, name, detail, src, alt) {
+function fill(figure, name, detail, src, alt, strip) {
+  if (strip) {
+    if (!figure.strip) {
+      figure.strip = element("img", "strip", figure.caption.parentNode);
+      figure.caption.parentNode.insertBefore(figure.strip, figure.caption);
+    }
+    figure.strip.src = strip;
+    figure.strip.alt = `${alt}, frames side by side`;
+  }
   if (figure.image.getAttribute("src") !== src) figure.image.src = src;
   figure.image.alt = alt;
   figure.caption.replaceChildren();
@@ -37,7 +45,8 @@ const rows = samples.map((sample) => {
   element("h3", "", block).textContent = sample.key;
   const row = element("div", "row", block);
   const original = figure(row, "");
-  fill(original, "original", `${sample.raw.toLocaleString("en")} bytes raw`, sample.original, `Original of ${sample.key}`);
+  fill(original, "original", `${sample.raw.toLocaleString("en")} bytes raw`, sample.original, `Original of ${sample.key}`,
+    sample.strip);
   return { sample, ours: figure(row, "ours"), anchors: sample.anchors.map(() => figure(row, "")) };
 });
 
@@ -50,13 +59,14 @@ function show(step) {
   state.append(` · ${chosen.bytes.toFixed(1)} bytes · ${chosen.bpp.toFixed(4)} bpp · ${chosen.quality}`);
   for (const { sample, ours, anchors } of rows) {
     const picture = sample.lengths[step];
-    fill(ours, picture.label, numbers(picture.values), picture.src, `${sample.key} from ${picture.label}`);
+    fill(ours, picture.label, numbers(picture.values), picture.src, `${sample.key} from ${picture.label}`,
+      picture.strip);
     sample.anchors.forEach((anchor, i) => {
       const other = anchor.pictures[anchor.pick[step]];
       const ratio = other.values.bytes / picture.values.bytes;
       const times = ratio > 1.15 || ratio < 0.87 ? ` (${ratio.toFixed(1)}× ours)` : "";
       fill(anchors[i], other.label, numbers(other.values).replace(" bytes", ` bytes${times}`), other.src,
-        `${sample.key} as ${other.label}`);
+        `${sample.key} as ${other.label}`, other.strip);
     });
   }
   for (const node of document.querySelectorAll("[data-step]")) {

@@ -149,7 +149,7 @@ def _bits_chart(result: EvaluationResult) -> str:
     if len(result.lengths) < 2:
         return ""
     kinds = {"bits_nominal": ("nominal", 1.0), "bits_entropy": ("entropy", 1.0), "bytes_file": ("file", 8.0)}
-    x_key, x_title, title, unit = "tokens", "tokens sent", "Bits per image", "bits"
+    x_key, x_title, title, unit = "tokens", "tokens sent", f"Bits per {result.noun[:-1]}", "bits"
     if isinstance(result, AudioResult):
         kinds = {f"kbps_{name}": (name, 1.0) for name in ("nominal", "entropy", "file")}
         x_key, x_title, title, unit = "tokens_per_second", "tokens per second", "Bitrate", "kbps"

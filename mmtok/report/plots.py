@@ -9,7 +9,7 @@ from mmtok.report.result import EvaluationResult, Row
 
 COLOURS = {
     "mmtok": "#0b62d6", "JPEG": "#b45309", "WebP": "#0f766e", "AVIF": "#8b3fd1",
-    "Opus": "#b45309", "Codec 2": "#0f766e",
+    "Opus": "#b45309", "Codec 2": "#0f766e", "x264": "#b45309", "x265": "#0f766e", "SVT-AV1": "#8b3fd1",
 }
 
 

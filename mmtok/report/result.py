@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """One version of a sample image, uint8 [3, H, W], with its own numbers (`bytes` and the per-image metrics)."""
+    """One version of a sample image, uint8 [3, H, W], or clip, [3, T, H, W], and its numbers: `bytes` and metrics."""
 
     label: str
     image: Tensor
@@ -43,12 +43,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out image, its reconstruction at every length, and codec versions by codec."""
+    """A held-out image or clip, its reconstruction at every length, and codec versions by codec.
+
+    rate  frames per second of a clip
+    """
 
     key: str
     original: Tensor
     lengths: tuple[Picture, ...]
     anchors: dict[str, tuple[Picture, ...]] = field(default_factory=dict)
+    rate: float | None = None
 
 
 @dataclass
@@ -60,7 +64,7 @@ class EvaluationResult:
     notes     what was left out and why
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     images: int
     skipped: int
     lengths: list[Row]

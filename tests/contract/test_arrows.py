@@ -18,6 +18,7 @@ LAYERS = (
     "hub",
     "losses files listing export corpus {metrics report}",
     "evaluate_audio",
+    "evaluate_video",
     "training evaluate",
     "compare demo doctor",
     "cli",

@@ -1,0 +1,1 @@
+"""Metrics of video: neighbouring frames, rates, video codecs to measure beside."""

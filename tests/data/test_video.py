@@ -1,0 +1,276 @@
+"""Video: containers, timestamps, rotation, faults, clips of shards in the global order, cutting."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from mmtok.data import VideoData
+from mmtok.data.bad import BadSample
+from mmtok.data.check import check_shards
+from mmtok.data.clips import Cutting, cut, encode_clip
+from mmtok.data.decode_video import EncodedVideo, VideoCaps
+from mmtok.data.video import ClipCrop, choose_frames, cover
+from mmtok.data.video_module import check_clips
+from mmtok.data.video_samples import CLIPS, find_videos
+from mmtok.data.write import Encoding, make_shards
+
+
+def clip(kind="mp4", codec="libx264", frames=20, times=None, turn=0, sound=False, size=(48, 64)):
+    """A file whose frame i has grey level 10 i and a red corner (top left); frames at `times` / 100 s."""
+    stream, pix = io.BytesIO(), "rgb8" if codec == "gif" else "yuv420p"
+    with av.open(stream, "w", format=kind) as container:
+        track = container.add_stream(codec, rate=10)
+        track.height, track.width, track.pix_fmt = *size, pix
+        if turn:
+            track.set_display_rotation(turn)
+        track.codec_context.time_base = Fraction(1, 100)
+        voice = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for i, at in enumerate(times or range(0, 10 * frames, 10)):
+            picture = np.full((*size, 3), 10 * (i % 25), np.uint8)
+            picture[:16, :16] = [255, 0, 0]
+            frame = av.VideoFrame.from_ndarray(picture)
+            frame.pts, frame.time_base = at, Fraction(1, 100)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+        if voice is not None:
+            for at in range(0, 16000 * frames // 10 // 1024 * 1024, 1024):
+                wave = np.sin(np.arange(at, at + 1024) / 5).astype(np.float32)[None]
+                block = av.AudioFrame.from_ndarray(wave, "fltp", "mono")
+                block.sample_rate, block.pts, block.time_base = 16000, at, Fraction(1, 16000)
+                container.mux(voice.encode(block))
+            container.mux(voice.encode(None))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"),
+    [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("gif", "gif"), ("matroska", "libx264")],
+)
+def test_every_container_gives_the_frames_that_are_asked_for(kind, codec):
+    video = EncodedVideo(clip(kind, codec))
+    assert len(video) == 20 and video.rate == pytest.approx(10, rel=0.01)
+    for numbers in ([0], [3, 7, 7, 19], [12, 13]):
+        found = video.frames(numbers)[0, :, 40, 50].tolist()
+        close = 32 if kind == "gif" else 8  # its palette has eight reds
+        assert np.allclose(found, [10 * n for n in numbers], atol=close), (kind, found)
+    assert video.check() == (48, 64)
+
+
+def test_variable_rate_goes_by_timestamps():
+    times = [int(10 * i**1.5) for i in range(20)]
+    video = EncodedVideo(clip(times=times))
+    assert np.allclose(video.times, np.array(times) / 100)
+    numbers, rate = choose_frames(video, 8, 2.0, 0.0)
+    expected = [int(np.abs(np.array(times) / 100 - k / 2).argmin()) for k in range(8)]
+    assert numbers.tolist() == expected and rate == 2.0
+    own, _ = choose_frames(video, 8, None, 1.0)
+    assert own.tolist() == list(range(12, 20))
+
+
+@pytest.mark.parametrize(("turn", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
+def test_frames_come_upright(turn, corner):
+    """The display matrix turns counterclockwise: a phone held upright writes -90."""
+    video = EncodedVideo(clip(turn=turn))
+    x = video.frames([2])[:, 0]
+    assert tuple(x.shape[1:]) == ((48, 64) if turn % 180 == 0 else (64, 48)) == video.check()
+    corners = ((0, 0), (0, -1), (-1, 0), (-1, -1))
+    reds = {at: bool(x[0, 8 * at[0] + 4, 8 * at[1] + 4] > 200) for at in corners}
+    assert [at for at, red in reds.items() if red] == [corner]
+
+
+def test_what_cannot_be_used_says_why(tmp_path):
+    good, moov_first = clip(), tmp_path / "first.mp4"
+    with av.open(io.BytesIO(clip(frames=60))) as source, av.open(
+        str(moov_first), "w", format="mp4", options={"movflags": "faststart"}
+    ) as target:
+        track = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = track
+                target.mux(packet)
+    sound = io.BytesIO()
+    with av.open(sound, "w", format="mp4") as container:
+        voice = container.add_stream("aac", rate=16000, layout="mono")
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        block.sample_rate = 16000
+        container.mux(voice.encode(block))
+        container.mux(voice.encode(None))
+    picture = clip("gif", "gif")
+    giant = picture[:6] + struct.pack("<HH", 65535, 65535) + picture[10:]  # of the logical screen
+    cases = {
+        "empty": b"", "unsupported": b"no video at all" * 99, "no_video": sound.getvalue(), "too_large": giant,
+        "truncated": moov_first.read_bytes()[: -moov_first.stat().st_size // 3],
+    }  # fmt: skip
+    for reason, data in cases.items():
+        with pytest.raises(BadSample) as found:
+            EncodedVideo(data).check()
+        assert found.value.reason == reason, (reason, str(found.value))
+    for caps in (VideoCaps(max_frames=10), VideoCaps(max_seconds=1.0), VideoCaps(max_pixels=48 * 63)):
+        with pytest.raises(BadSample, match="too_large"):
+            EncodedVideo(good, caps)
+    broken = bytearray(good)
+    broken[60:900] = bytes(840)  # zeros over coded pictures: refused or concealed, never a crash
+    try:
+        assert EncodedVideo(bytes(broken)).check() == (48, 64)
+    except BadSample as error:
+        assert error.reason in ("corrupt", "truncated", "unsupported")
+
+
+def test_one_frame_is_held_or_skipped():
+    video = EncodedVideo(clip(frames=1))
+    numbers, rate = choose_frames(video, 5, 8.0, 0.3)
+    assert numbers.tolist() == [0] * 5 and rate == 8.0 and video.frames(numbers.tolist()).shape == (3, 5, 48, 64)
+    with pytest.raises(BadSample, match="too_short"):
+        choose_frames(video, 5, 8.0, 0.3, "skip")
+    exact, _ = choose_frames(EncodedVideo(clip(frames=20)), 20, 10.0, 0.7, "skip")
+    assert exact.tolist() == list(range(20))
+
+
+def test_resizing_agrees_with_pillow():
+    from PIL import Image
+
+    root = next(v.path for v in find_videos("samples:video") if v.name.endswith("/bikes"))
+    video = EncodedVideo(root)
+    whole = video.frames([30])[:, 0].permute(1, 2, 0).numpy()
+    small = video.frames([30], lambda size: cover(size, (128, 128)))[:, 0].permute(1, 2, 0).numpy()
+    fit = cover(whole.shape[:2], (128, 128))
+    theirs = Image.fromarray(whole).resize(fit.scaled[::-1], Image.Resampling.BICUBIC)
+    theirs = np.asarray(theirs)[fit.top : fit.top + 128, fit.left : fit.left + 128].astype(float)
+    assert 10 * np.log10(255**2 / np.square(theirs - small).mean()) > 38  # chroma is enlarged before or after
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Ten videos of several containers, in shards of four, one of them no video."""
+    root = tmp_path_factory.mktemp("video")
+    (root / "in").mkdir()
+    for i in range(9):
+        kind, codec = [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4")][i % 3]
+        (root / "in" / f"v{i}.{kind}").write_bytes(clip(kind, codec, frames=12 + i, sound=i == 0))
+        (root / "in" / f"v{i}.txt").write_text("unread")
+    (root / "in" / "broken.mp4").write_bytes(b"nothing")
+    report = make_shards(str(root / "in"), root / "out", samples_per_shard=4, progress=False)
+    assert [key for key, _ in report.bad] == ["broken"] and report.samples == 9
+    return root / "out"
+
+
+def test_shards_keep_bytes_and_sound_and_are_checked(shards):
+    report = check_shards(shards, rewrite=True, progress=False)
+    assert not report.bad and not report.problems and report.histogram == {1: 9}
+    with tarfile.open(next(p for p in sorted(shards.glob("*.tar")) if b"v0.mp4" in p.read_bytes())) as tar:
+        assert EncodedVideo(tar.extractfile("v0.mp4").read()).sound
+
+
+def batches(shards, steps, workers=0, rank=0, world=1, batch=4, start=None):
+    data = VideoData(
+        str(shards), frames=[5, 9], fps=8.0, image_size=[16, 32], batch_size=batch, num_workers=workers, seed=3,
+        crop=ClipCrop((1.0, 1.5)),
+    )  # fmt: skip
+    loader = data.train_loader(rank, world)
+    if start:
+        loader.load_state_dict(start)
+    found, state = [], None
+    iterator = iter(loader)
+    while len(found) < steps:
+        try:
+            found.append(next(iterator))
+        except StopIteration:
+            iterator = iter(loader)
+        state = loader.state_dict()
+    loader.close()
+    return found, state
+
+
+def test_batches_are_the_same_for_any_workers_ranks_and_restarts(shards):
+    whole, _ = batches(shards, 4)
+    assert {tuple(b.x.shape[2:]) for b in whole} <= {(t, s, s) for t in (5, 9) for s in (16, 32)}
+    for one in whole:
+        assert one.x.dtype == torch.float32 and one.x.amin() >= -1 and one.x.amax() <= 1
+        assert one.rate.tolist() == [8.0] * 4 and one.size.tolist() == [list(one.x.shape[2:])] * 4
+    more, _ = batches(shards, 4, workers=2)
+    _, state = batches(shards, 2)
+    rest, _ = batches(shards, 2, start=state)
+    ranks = [batches(shards, 4, rank=rank, world=2, batch=2)[0] for rank in (0, 1)]
+    for j in range(4):
+        assert torch.equal(whole[j].x, more[j].x) and whole[j].keys == more[j].keys
+        assert torch.equal(whole[j].x, torch.cat([ranks[0][j].x, ranks[1][j].x]))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_evaluation_takes_the_centre_of_every_key_once(shards):
+    data = VideoData(str(shards), frames=5, fps=None, image_size=32, eval_batch_size=2, num_workers=0)
+    loader = data.eval_loader("data.val", str(shards), 0, 1)
+    found = {k: (x, r) for b in loader for k, x, r in zip(b.keys, b.x, b.rate, strict=True)}
+    assert sorted(found) == [f"v{i}" for i in range(9)]
+    x, rate = found["v4"]  # 16 frames: the central five are 5..9
+    assert rate == pytest.approx(10, rel=0.01)
+    assert np.allclose((x[0, :, 28, 20] + 1) * 127.5, [50, 60, 70, 80, 90], atol=10)
+
+
+def test_mistakes_name_their_key():
+    for wrong, key in (({"frames": 0}, "frames"), ({"image_size": []}, "image_size"), ({"fps": 0.0}, "fps")):
+        with pytest.raises(ValueError, match=f"data.{key}"):
+            VideoData("x", **wrong)
+
+    class Fake:
+        def positions(self, size):
+            return (1 + -(-(size[0] - 1) // 4),)
+
+    check_clips(Fake(), [1, 5, 17], 32)
+    with pytest.raises(ValueError, match="data.frames: 16 .* take 13 or 17"):
+        check_clips(Fake(), [16], 32)
+
+
+def test_cutting_keeps_times_size_and_sound():
+    times = [10 * i + 3 * (i % 3) for i in range(50)]
+    data = clip(frames=50, times=times, sound=True, size=(96, 64))
+    whole = EncodedVideo(data)
+    clips = list(cut(data, Cutting(seconds=2.0, gop=0.5, short_side=32)))
+    assert len(clips) == 3 and sum(one.meta["num_frames"] for one in clips) == 50
+    first = 0
+    for one in clips:
+        video = EncodedVideo(one.data)
+        count = one.meta["num_frames"]
+        assert one.size == (48, 32) == video.check() and len(video) == count and video.sound == one.meta["sound"]
+        assert np.allclose(video.times, whole.times[first : first + count] - whole.times[first], atol=1e-3)
+        grey = video.frames(range(count))[0, :, 40, 24].float()
+        assert (grey - torch.tensor([10.0 * ((first + k) % 25) for k in range(count)])).abs().max() < 12
+        first += count
+    assert clips[0].meta["sound"] and clips[1].meta["sound"]
+    with av.open(io.BytesIO(clips[1].data)) as container:
+        keys = [p.pts * float(p.time_base) for p in container.demux(video=0) if p.is_keyframe and p.size]
+    assert max(np.diff(keys)) <= 0.75
+    odd, size = encode_clip([np.zeros((1, 33, 3), np.uint8)], [0.0], 10.0)
+    assert size == (2, 32) and len(EncodedVideo(odd)) == 1
+
+
+def test_make_cuts_into_shards(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "long.mp4").write_bytes(clip(frames=60))
+    report = make_shards(str(tmp_path / "in"), tmp_path / "out", encoding=Encoding(32, seconds=2.0), progress=False)
+    assert report.samples == 3
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as tar:
+        assert [m.name for m in tar][::2] == [f"long-{i:04d}.json" for i in range(3)] or tar.getnames()
+        meta = json.loads(tar.extractfile("long-0001.json").read())
+    assert meta["fps"] == 10 and meta["start"] == 2.0 and not meta["sound"]
+    assert not check_shards(tmp_path / "out", progress=False).problems
+
+
+def test_sample_videos_are_split_and_labelled():
+    found = find_videos("samples:video")
+    assert {Path(v.name).name for v in found if v.camera is None} == set(CLIPS)
+    assert all("distorted" not in v.name and "vtest" not in str(v.path) for v in found)
+    paths = [v for v in found if v.camera is not None]
+    assert paths and all(v.name.startswith("panzoom/") for v in paths)
+    sides = {v.path: v.split for v in paths}
+    assert all(sides[v.path] == v.split for v in paths) and len({v.camera for v in paths}) == len(paths)
