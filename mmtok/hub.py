@@ -21,7 +21,7 @@ __all__ = [
 
 def load(
     name: str | os.PathLike[str], device: str | torch.device = "cpu", modules: tuple[str, ...] = ("mmtok",),
-    accept_licence: bool = False,
+    accept_licence: bool = False, optimize: bool = False, dtype: torch.dtype = torch.float32,
 ) -> Tokenizer:
     """A trained tokenizer in eval mode.
 
@@ -29,9 +29,18 @@ def load(
                     hf:owner/name; published checkpoints are downloaded and converted once, into MMTOK_HOME
     modules         top-level packages whose classes a config may name
     accept_licence  consent to weights that are not for commercial use (or MMTOK_ACCEPT_LICENCE=<name>)
+    optimize        for encoding and decoding alone, faster on a CPU: see `mmtok.optimize`
+    dtype           with optimize: torch.bfloat16 runs convolutions in half precision, so some codes differ
     ValueError or OSError names the file and the mend.
     """
-    return load_folder(resolve(name, accept_licence), device, modules)
+    if dtype != torch.float32 and not optimize:
+        raise ValueError("load(dtype=...): only with optimize=True")
+    tokenizer = load_folder(resolve(name, accept_licence), device, modules)
+    if optimize:
+        from mmtok.optimize import optimize as optimized
+
+        return optimized(tokenizer, dtype)
+    return tokenizer
 
 
 def resolve(name: str | os.PathLike[str], accept_licence: bool = False) -> Path:

@@ -86,6 +86,8 @@ class SameConv1d(Causal):
             # zeros first, so that there is something to reflect; they are cut off again
             padded = F.pad(F.pad(x, (0, short)), (left, right), mode="reflect")
             return padded[..., : padded.shape[-1] - short]
+        if not x.is_contiguous():  # channels last (mmtok.optimize): padding over two axes keeps that layout
+            return F.pad(x[:, :, None], (left, right, 0, 0), mode=self.pad_mode)[:, :, 0]
         return F.pad(x, (left, right), mode=self.pad_mode)
 
 

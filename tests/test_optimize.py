@@ -1,0 +1,95 @@
+"""Optimized tokenizers: equal codes, the same sound, in every use."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmtok
+from mmtok import hub, importers
+from mmtok.optimize import FrozenSnake, PackedConv1d, optimize
+
+ROOT = Path(__file__).parent / "golden" / "audio"
+FAMILIES = {
+    "encodec": "encodec", "encodec_48k": "encodec", "dac": "dac", "mimi": "mimi", "snac": "snac",
+    "bigcodec": "bigcodec", "speechtokenizer_snake": "speechtokenizer", "wavtokenizer": "wavtokenizer",
+}  # fmt: skip
+
+
+def golden(name):
+    folder, family = ROOT / name, importlib.import_module(f"mmtok.importers.{FAMILIES[name]}")
+    state = load_file(folder / "weights.safetensors")
+    converted = family.convert(state, family.facts(json.loads((folder / "config.json").read_text()), state))
+    wave = load_file(folder / "io.safetensors")["wave"]
+    return importers.instantiate(converted), wave if wave.dim() == 3 else wave[:, None], converted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_codes_are_equal_and_sound_the_same(name):
+    plain, x, _ = golden(name)
+    fast = optimize(golden(name)[0])
+    assert any(isinstance(m, PackedConv1d) for m in fast.modules()) and not fast.training
+    keys = {key for key in fast.state_dict()}
+    assert not any(".parametrizations." in key for key in keys if key.startswith(("encoder.", "decoder.")))
+    for clip in (x, x[:1, :, : plain.hop * 2 + 1], x[:1, :, :1]):
+        ours, theirs = fast.encode(clip), plain.encode(clip)
+        assert all(torch.equal(a, b) for a, b in zip(ours.grids, theirs.grids, strict=True))
+        assert torch.allclose(fast.decode(theirs), plain.decode(theirs), atol=2e-5)
+
+
+@torch.no_grad()
+def test_streams_stay_equal():
+    fast, x, _ = golden("encodec")
+    whole = fast.encode(x)
+    fast = optimize(fast)
+    state, parts = fast.stream_state(len(x)), []
+    pieces = x.split(97, -1)
+    for index, piece in enumerate(pieces):
+        tokens, state = fast.encode_chunk(piece, state, last=index == len(pieces) - 1)
+        parts.append(tokens.codes)
+    assert torch.equal(torch.cat(parts, -1), whole.codes)
+
+
+def test_gradients_still_pass_through_the_decoder():
+    plain, x, _ = golden("dac")
+    fast = optimize(golden("dac")[0])
+    assert any(isinstance(m, FrozenSnake) for m in fast.modules())
+    z = plain.embed(plain.encode(x[:1])).detach()
+    found = []
+    for model in (plain, fast):
+        given = z.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.decoder(given).square().sum(), given)
+        found.append(gradient)
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-5 * float(found[0].abs().max()))
+
+
+@torch.no_grad()
+def test_half_precision_is_near():
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        with pytest.raises(ValueError, match="bfloat16 needs"):
+            optimize(golden("dac")[0], torch.bfloat16)
+        return
+    plain, x, _ = golden("dac")
+    fast = optimize(golden("dac")[0], torch.bfloat16)
+    tokens = plain.encode(x)
+    theirs, ours = plain.decode(tokens), fast.decode(tokens)
+    assert ours.dtype == torch.float32
+    assert float((ours - theirs).square().mean()) < 1e-2 * float(theirs.square().mean())
+    first = (fast.encode(x).codes[:, 0] == tokens.codes[:, 0]).float().mean()
+    assert float(first) > 0.5
+
+
+def test_loading_by_name_or_folder(tmp_path):
+    tokenizer, x, converted = golden("dac")
+    tokenizer.config = converted.config
+    folder = hub.save(tokenizer, tmp_path / "saved")
+    fast = mmtok.load(folder, optimize=True)
+    assert torch.equal(fast.encode(x).codes, tokenizer.encode(x).codes)
+    with pytest.raises(ValueError, match="only with optimize"):
+        mmtok.load(folder, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype must be"):
+        mmtok.load(folder, optimize=True, dtype=torch.float16)
