@@ -62,7 +62,7 @@ class PackedConv1d(nn.Module):
         self.wide = [[0, conv.padding[0]], [1, conv.stride[0]], [1, conv.dilation[0]]]
         weight = conv.weight.detach().to(dtype)[:, :, None].contiguous(memory_format=torch.channels_last)
         # not a buffer: it is what the weight already says, in a form that cannot be saved
-        self._packed = (torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.wide, 1),)
+        self._packed = (torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.wide, 1),)  # type: ignore[call-arg, arg-type]
         self._bias = (None if conv.bias is None else conv.bias.detach().to(dtype),)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -191,8 +191,10 @@ def test_every_import_is_declared(declared) -> None:
         assert third_party(ROOT / folder) <= train | set(declared["dev"])
 
 
-def test_the_demo_extra_brings_the_sample_photographs(declared) -> None:
+def test_the_demo_extra_brings_the_sample_photographs_and_clips(declared) -> None:
     from mmtok.data.samples import _PHOTOS
+    from mmtok.data.video_samples import find_videos
 
     carriers = {normal(group.package) for group in _PHOTOS if group.module}
+    carriers |= {normal(video.package) for video in find_videos("samples:video") if video.camera is None}
     assert set(declared["demo"]) <= carriers

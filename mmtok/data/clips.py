@@ -154,9 +154,10 @@ def _sound(data: bytes, start: float, stop: float) -> tuple[NDArray[np.float32],
     """(float32 [1 or 2, samples], Hz) between two times; None when the track is silent there or cannot be read."""
     import av
 
-    parts, first = [], None
+    parts: list[NDArray[np.float32]] = []
+    first: float | None = None
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             hertz = container.streams.audio[0].rate
             layout = "stereo" if container.streams.audio[0].channels > 1 else "mono"
             to_float = av.AudioResampler(format="fltp", layout=layout, rate=hertz)
@@ -166,7 +167,7 @@ def _sound(data: bytes, start: float, stop: float) -> tuple[NDArray[np.float32],
                     break
                 if time + frame.samples / hertz > start:
                     first = time if first is None else first
-                    parts += [part.to_ndarray() for part in to_float.resample(frame)]
+                    parts += [part.to_ndarray().astype(np.float32, copy=False) for part in to_float.resample(frame)]
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BadSample("corrupt", f"sound: {error}") from None
     if not parts or first is None:

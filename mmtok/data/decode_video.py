@@ -188,8 +188,9 @@ class EncodedVideo:
                 raise BadSample("too_large", f"{stream.width} x {stream.height} pixels, the cap is {caps.max_pixels}")
             if stream.frames > caps.max_frames:
                 raise BadSample("too_large", f"{stream.frames} frames, the cap is {caps.max_frames}")
-            if stream.duration and stream.duration * float(stream.time_base) > caps.max_seconds:
-                raise BadSample("too_large", f"{stream.duration * float(stream.time_base):.0f} s")
+            seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+            if seconds > caps.max_seconds:
+                raise BadSample("too_large", f"{seconds:.0f} s, the cap is {caps.max_seconds:.0f} s")
             # a coded picture may be larger than the container says
             stream.codec_context.options = {"max_pixels": str(caps.max_pixels)}
             stream.codec_context.thread_count = 1

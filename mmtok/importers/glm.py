@@ -47,7 +47,7 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
     mapped = apply(state, rules(facts["encoder"]["layers"]))
     book = mapped.state["quantizer.codebook"]
     if "quantizer.ema_sums" not in mapped.state:  # some copies hold only what encoding reads
-        mapped.state |= {"quantizer.ema_sums": book.clone(), "quantizer.ema_counts": book.new_ones(len(book))}
+        mapped.state.update({"quantizer.ema_sums": book.clone(), "quantizer.ema_counts": book.new_ones(len(book))})
     add_usage(mapped.state)
     quantizer = {
         "dim": facts["codebook_dim"], "codebook_size": facts["codebook_size"], "ema_decay": facts["ema_decay"],

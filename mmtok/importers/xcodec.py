@@ -42,7 +42,7 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     if any("gru_rel_pos" in key for key in teacher):
         raise ValueError("importer: this file was made with WavLM; only those with HuBERT are read")
     sizes = hubert_sizes(teacher)
-    told = published.get("semantic_model", published.get("semantic_model_config", {}))
+    told: Config = published.get("semantic_model") or published.get("semantic_model_config") or {}
     blocks = {m[1] for key in state if (m := re.match(r"encoder_semantic\.conv_blocks\.(\d+)", key))}
     return {
         "normed": not transformers, "width": state[stem].shape[0], "acoustic_dim": state[last].shape[0],

@@ -39,7 +39,7 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     )  # fmt: skip
     ratios = strides(state, down)
     dims, latent = state[project].shape
-    levels = published.get("quantization_levels", published.get("levels", [4] * dims))
+    levels: list[int] = published.get("quantization_levels") or published.get("levels") or [4] * dims
     if len(levels) != dims:
         raise ValueError(f"importer: {dims} dimensions are quantized, the config names {len(levels)} levels")
     width = state[embed].shape[0]
@@ -104,7 +104,7 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
 
 
 def _teacher(state: dict[str, Tensor], published: Config) -> dict[str, Any]:
-    told = published.get("semantic_model", published.get("semantic_model_config", {}))
+    told: Config = published.get("semantic_model") or published.get("semantic_model_config") or {}
     layer = "encoder.layers.0."
     distances, size = state[f"{layer}self_attn.distance_embedding.weight"].shape
     dim = len(state[f"{layer}final_layer_norm.weight"])

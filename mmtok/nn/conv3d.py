@@ -46,7 +46,7 @@ class CausalConv3d(Causal):
         self.sides = None if all(n % 2 == 0 for n in total) else [
             halves[1], total[1] - halves[1], halves[0], total[0] - halves[0], 0, 0
         ]  # fmt: skip
-        inside = (0, *halves) if self.sides is None else (0, 0, 0)
+        inside = (0, halves[0], halves[1]) if self.sides is None else (0, 0, 0)
         self.conv = nn.Conv3d(
             in_channels, out_channels, kernel, stride, inside, (dilation, 1, 1), bias=bias
         )

@@ -79,7 +79,7 @@ class W2vBert(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.feature_projection["projection"](self.feature_projection["layer_norm"](x))
-        for layer in self.encoder["layers"]:  # type: ignore[union-attr]
+        for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             x = layer(x)
         return x
 

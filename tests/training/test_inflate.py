@@ -12,7 +12,7 @@ from mmtok.models.video.conv import ConvVideoTokenizer
 from mmtok.nn.conv2d import ConvDecoder2d, ConvEncoder2d
 from mmtok.nn.conv3d import CausalConv3d
 from mmtok.nn.conv_video import ConvDecoder3d, ConvEncoder3d, Parts3d, ResBlock3d
-from mmtok.nn.magvit2d import DepthToSpace2d
+from mmtok.nn.magvit2d import DepthToSpace2d, SymmetricConv2d
 from mmtok.nn.norm3d import FrameNorm
 from mmtok.nn.resample3d import DepthToSpace3d, StridedDown
 from mmtok.nn.video_parts import CosmosParts
@@ -56,7 +56,7 @@ class Plain3d(Parts3d):
 def image_model():
     torch.manual_seed(0)
     sizes = {"z_channels": 3, "channels": 8, "channel_mult": MULT, "mid_blocks": 1, "mid_attention": False, "groups": 4}
-    encoder = ConvEncoder2d(**sizes, num_res_blocks=1)
+    encoder = ConvEncoder2d(**sizes, num_res_blocks=1, downsample=SymmetricConv2d)
     decoder = ConvDecoder2d(**sizes, num_res_blocks=2, upsample=DepthToSpace2d)
     return ConvTokenizer(encoder, FSQ([8, 8, 5]), decoder, (16, 16)).eval()
 
