@@ -290,7 +290,7 @@ def test_longer_prefixes_are_better_after_a_short_overfit():
     tok = AdapTok(encoder, FSQ([3, 3]), decoder, tail=tail, unit_range=False).train()
     coarse = torch.rand(16, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     clips = torch.nn.functional.interpolate(coarse, (4, 8, 8), mode="nearest")
-    steps = 300
+    steps = 500
     optimizer = torch.optim.Adam(tok.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
