@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtok.importers import mage_vqgan
-from mmtok.importers.karl import BASE, with_base
+from mmtok.importers.karl import BASE, SHARED, with_base
 from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, flatten
 from mmtok.importers.vqgan import all_alive, vq
 
@@ -59,30 +59,13 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
     return with_base(Converted(config, mapped.state, mapped.source, mapped.dropped), base)
 
 
-_SIDE = r"(?P<side>encoder|decoder)"
-_BLOCK, _OURS = _SIDE + r"\.transformer\.(?P<i>\d+)", r"\g<side>.transformer.blocks.\g<i>"
 RULES: list[Rule | Drop] = [
-    Rule(BASE.replace(".", r"\."), "decoder.codebook"),
-    Drop(r"gan_losses\..*", "discriminators of the training"),
-    Rule(r"quantize\.embedding\.weight", "quantizer.codebook"),
-    Rule(r"latent_tokens", "encoder.latents"),
+    *SHARED,
     Rule(r"latent_token_positional_embedding", "encoder.latent_positions"),
     Rule(r"timestep_embedding", "encoder.times"),
-    Rule(r"patch_embed\.(weight|bias)", r"encoder.patch_embed.\1"),
-    Rule(r"pre_quantizer_mlp\.(weight|bias)", r"encoder.project.\1"),
     Rule(r"encoder_ln_recursive\.(weight|bias)", r"encoder.norm_grown.\1"),
-    Rule(r"encoder_ln_(pre|post)\.(weight|bias)", r"encoder.norm_\1.\2"),
-    Rule(r"(encoder|decoder)_positional_embedding", r"\1.positions"),
     Rule(r"(encoder|decoder)_mask_token", r"\1.mask_token", flatten),
     Rule(r"(encoder|decoder)_class_embedding", r"\1.class_token", flatten),
     Rule(r"decoder\.latent_token_positional_embedding", "decoder.latent_positions"),
     Rule(r"decoder\.decoder_embed\.(weight|bias)", r"decoder.embed.\1"),
-    Rule(r"decoder\.ln_(pre|post)\.(weight|bias)", r"decoder.norm_\1.\2"),
-    Rule(r"decoder\.ffn\.0\.(weight|bias)", r"decoder.head.hidden.\1"),
-    Rule(r"decoder\.ffn\.2\.(weight|bias)", r"decoder.head.logits.\1"),
-    Rule(_BLOCK + r"\.ln_(?P<n>1|2)\.(?P<leaf>weight|bias)", _OURS + r".norm\g<n>.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.in_proj_(?P<leaf>weight|bias)", _OURS + r".attention.qkv.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.out_proj\.(?P<leaf>weight|bias)", _OURS + r".attention.out.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_fc\.(?P<leaf>weight|bias)", _OURS + r".mlp.up.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_proj\.(?P<leaf>weight|bias)", _OURS + r".mlp.down.\g<leaf>"),
 ]

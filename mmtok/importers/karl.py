@@ -74,21 +74,16 @@ def with_base(converted: Converted, base: Converted | None) -> Converted:
 BASE = "base_tokenizer.vqgan.quantize.embedding.weight"
 _SIDE = r"(?P<side>encoder|decoder)"
 _BLOCK, _OURS = _SIDE + r"\.transformer\.(?P<i>\d+)", r"\g<side>.transformer.blocks.\g<i>"
-RULES: list[Rule | Drop] = [
+# what ALIT's files name alike
+SHARED: list[Rule | Drop] = [
     Rule(BASE.replace(".", r"\."), "decoder.codebook"),
     Drop(r"gan_losses\..*", "discriminators of the training"),
     Rule(r"quantize\.embedding\.weight", "quantizer.codebook"),
     Rule(r"latent_tokens", "encoder.latents"),
-    Rule(r"rec_loss_embeddings", "encoder.wishes"),
     Rule(r"patch_embed\.(weight|bias)", r"encoder.patch_embed.\1"),
     Rule(r"pre_quantizer_mlp\.(weight|bias)", r"encoder.project.\1"),
-    Rule(r"halting_mlp\.(\d)\.(weight|bias)", r"encoder.halting.\1.\2"),
-    Rule(r"encoder_ln_post_halt\.(weight|bias)", r"encoder.norm_halting.\1"),
     Rule(r"encoder_ln_(pre|post)\.(weight|bias)", r"encoder.norm_\1.\2"),
     Rule(r"(encoder|decoder)_positional_embedding", r"\1.positions"),
-    Rule(r"decoder_mask_token", "decoder.mask_token", flatten),
-    Rule(r"decoder_latent_tokens_timestep_embed", "decoder.latent_positions"),
-    Rule(r"decoder_embed\.(weight|bias)", r"decoder.embed.\1"),
     Rule(r"decoder\.ln_(pre|post)\.(weight|bias)", r"decoder.norm_\1.\2"),
     Rule(r"decoder\.ffn\.0\.(weight|bias)", r"decoder.head.hidden.\1"),
     Rule(r"decoder\.ffn\.2\.(weight|bias)", r"decoder.head.logits.\1"),
@@ -97,4 +92,13 @@ RULES: list[Rule | Drop] = [
     Rule(_BLOCK + r"\.attn\.out_proj\.(?P<leaf>weight|bias)", _OURS + r".attention.out.\g<leaf>"),
     Rule(_BLOCK + r"\.mlp\.c_fc\.(?P<leaf>weight|bias)", _OURS + r".mlp.up.\g<leaf>"),
     Rule(_BLOCK + r"\.mlp\.c_proj\.(?P<leaf>weight|bias)", _OURS + r".mlp.down.\g<leaf>"),
+]
+RULES: list[Rule | Drop] = [
+    *SHARED,
+    Rule(r"rec_loss_embeddings", "encoder.wishes"),
+    Rule(r"halting_mlp\.(\d)\.(weight|bias)", r"encoder.halting.\1.\2"),
+    Rule(r"encoder_ln_post_halt\.(weight|bias)", r"encoder.norm_halting.\1"),
+    Rule(r"decoder_mask_token", "decoder.mask_token", flatten),
+    Rule(r"decoder_latent_tokens_timestep_embed", "decoder.latent_positions"),
+    Rule(r"decoder_embed\.(weight|bias)", r"decoder.embed.\1"),
 ]
