@@ -1,9 +1,12 @@
 """Frozen speech models as frontends: what a codec needs to hear before it can code (HuBERT, w2v-BERT 2.0).
 
-Legend: B batch, T samples at 16 kHz, F frames = T / 320, E width.
+Legend: B batch, T samples at 16 kHz, F frames (one per 320 samples in published models), E width.
 """
 
 from __future__ import annotations
+
+import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +14,9 @@ from torch import Tensor, nn
 
 from mmtok.nn.wav2vec2 import Wav2Vec2, fold_position_conv
 
-HOP = 320
-
 
 class HubertFeatures(nn.Module):
-    """x [B, 1, T], T a multiple of 320 -> mean of all hidden states [B, F, E] of HuBERT or wav2vec 2.0 (base layout).
+    """x [B, 1, T], T whole frames -> mean of all hidden states [B, F, E] of HuBERT or wav2vec 2.0 (base layout).
 
     Frozen, and part of what is saved with a codec. Arguments: see `Wav2Vec2`. Half a frame of zeros is put on both
     sides, so that there is a frame for every 320 samples (X-Codec).
@@ -23,15 +24,15 @@ class HubertFeatures(nn.Module):
 
     def __init__(
         self, dim: int = 768, heads: int = 12, layers: int = 12, ffn: int = 3072, conv_dim: int = 512,
-        pos_kernel: int = 128, pos_groups: int = 16,
+        pos_kernel: int = 128, pos_groups: int = 16, kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2),
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.trunk = Wav2Vec2(dim, heads, layers, ffn, conv_dim, pos_kernel=pos_kernel, pos_groups=pos_groups)
+        self.trunk = Wav2Vec2(dim, heads, layers, ffn, conv_dim, kernels, pos_kernel, pos_groups)
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        states = self.trunk.states(F.pad(x[:, 0], (HOP // 2, HOP // 2)))
+        states = self.trunk.states(F.pad(x[:, 0], (self.trunk.hop // 2, self.trunk.hop // 2)))
         return torch.stack(states).mean(0)
 
 
@@ -77,16 +78,19 @@ def hubert_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return fold_position_conv(named)
 
 
-def hubert_sizes(state: dict[str, Tensor]) -> dict[str, int]:
+def hubert_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     """Arguments of `HubertFeatures` but its heads, from transformers' names."""
     direction = next(
         value for key, value in state.items()
         if key.startswith("encoder.pos_conv_embed.conv.") and key.endswith((".weight_v", ".original1", "conv.weight"))
     )
     dim = len(state["encoder.layer_norm.weight"])
+    convolutions = [key for key in state if re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.conv\.weight", key)]
+    convolutions.sort(key=lambda key: int(key.split(".")[2]))
     return {
         "dim": dim, "layers": len({key.split(".")[2] for key in state if key.startswith("encoder.layers.")}),
         "ffn": len(state["encoder.layers.0.feed_forward.intermediate_dense.bias"]),
         "conv_dim": len(state["feature_extractor.conv_layers.0.conv.weight"]),
         "pos_kernel": direction.shape[2], "pos_groups": dim // direction.shape[1],
+        "kernels": [state[key].shape[2] for key in convolutions],
     }

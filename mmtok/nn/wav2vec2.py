@@ -8,6 +8,8 @@ is held as a plain weight (`fold_position_conv` makes it).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ class Wav2Vec2(nn.Module):
     """wave [B, T] in [-1, 1] -> features [B, F, D] of the last layer. Sizes default to the base model.
 
     dim, heads, layers, ffn  transformer
-    conv_dim, kernels        the seven convolutions, strides 5, 2, 2, 2, 2, 2, 2: one frame per 320 samples
+    conv_dim, kernels        the convolutions, strides 5, 2, 2, ...: one frame per 320 samples with all seven, fewer
+                             convolutions give more frames
     pos_kernel, pos_groups   the convolution that tells positions
 
     No input normalisation and no padding mask: the group norm over time and attention see padding, so clips of
@@ -31,9 +34,10 @@ class Wav2Vec2(nn.Module):
         kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2), pos_kernel: int = 128, pos_groups: int = 16,
     ) -> None:
         super().__init__()
-        if len(kernels) != len(STRIDES):
-            raise ValueError(f"wav2vec2: expected {len(STRIDES)} convolutions, got {len(kernels)}")
+        if not 1 <= len(kernels) <= len(STRIDES):
+            raise ValueError(f"wav2vec2.kernels: 1 to {len(STRIDES)} convolutions, got {len(kernels)}")
         self.kernels = tuple(kernels)
+        self.hop = math.prod(STRIDES[: len(kernels)])
         self.feature_extractor = _Convolutions(conv_dim, self.kernels)
         self.layer_norm = nn.LayerNorm(conv_dim)
         self.post_extract_proj = nn.Linear(conv_dim, dim)
@@ -43,7 +47,7 @@ class Wav2Vec2(nn.Module):
     def shortest(self) -> int:
         """Samples that give one frame."""
         field = 1
-        for kernel, stride in reversed(list(zip(self.kernels, STRIDES, strict=True))):
+        for kernel, stride in reversed(list(zip(self.kernels, STRIDES, strict=False))):
             field = (field - 1) * stride + kernel
         return field
 
@@ -64,7 +68,7 @@ class _Convolutions(nn.Module):
     def __init__(self, dim: int, kernels: tuple[int, ...]) -> None:
         super().__init__()
         layers = []
-        for i, (kernel, stride) in enumerate(zip(kernels, STRIDES, strict=True)):
+        for i, (kernel, stride) in enumerate(zip(kernels, STRIDES, strict=False)):
             conv = nn.Conv1d(dim if i else 1, dim, kernel, stride, bias=False)
             norm = [] if i else [nn.GroupNorm(dim, dim)]
             layers.append(nn.Sequential(conv, nn.Identity(), *norm, nn.GELU()))  # the identity keeps published names

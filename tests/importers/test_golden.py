@@ -16,12 +16,10 @@ PLAIN = (
 
 # built from parts that golden folders hold: tests/importers/test_base_inside.py, test_golden_fqgan.py
 OF_PARTS = {"mage_vqgan", "fqgan_triple"}
-# with a speech model of the published seven convolutions, which only the larger folders have
-LARGE = {"xcodec", "xcodec_original"}
 
 
 def test_every_importer_has_a_golden_folder():
-    assert set(FAMILY) - {folder.name for folder in ROOTS[0].glob("*/*/")} == OF_PARTS | LARGE
+    assert set(FAMILY) - {folder.name for folder in ROOTS[0].glob("*/*/")} == OF_PARTS
 
 
 @pytest.fixture(params=folders(*PLAIN), ids=label)
