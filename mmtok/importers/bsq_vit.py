@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply
+from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, clip_block
 
 SYSTEMS = ("bsq_vit",)
 
@@ -65,9 +65,5 @@ RULES: list[Rule | Drop] = [
     Rule(r"(?:module\.)*post_quant_embed\.(weight|bias)", r"decoder.embed.\1"),
     Rule(r"(?:module\.)*decoder\.ffn\.0\.(weight|bias)", r"decoder.hidden.\1"),
     Rule(r"(?:module\.)*decoder\.conv_out\.(weight|bias)", r"decoder.pixels.\1"),
-    Rule(_BLOCK + r"\.ln_(?P<n>1|2)\.(?P<leaf>weight|bias)", _OURS + r".norm\g<n>.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.in_proj_(?P<leaf>weight|bias)", _OURS + r".attention.qkv.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.out_proj\.(?P<leaf>weight|bias)", _OURS + r".attention.out.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_fc\.(?P<leaf>weight|bias)", _OURS + r".mlp.up.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_proj\.(?P<leaf>weight|bias)", _OURS + r".mlp.down.\g<leaf>"),
+    *clip_block(_BLOCK, _OURS),
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtok.importers import llamagen
-from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply
+from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, clip_block
 from mmtok.importers.vqgan import all_alive, count, level_widths, vq
 
 SYSTEMS = ("fqgan_dual", "fqgan_triple")
@@ -86,11 +86,7 @@ def _vit(theirs: str, ours: str) -> list[Rule]:
     return [
         Rule(theirs + r"\.positional_embedding", ours + ".positions"),
         Rule(theirs + r"\.ln_(pre|post)\.(weight|bias)", ours + r".norm_\1.\2"),
-        Rule(block + r"\.ln_(?P<n>1|2)\.(?P<leaf>weight|bias)", target + r".norm\g<n>.\g<leaf>"),
-        Rule(block + r"\.attn\.in_proj_(?P<leaf>weight|bias)", target + r".attention.qkv.\g<leaf>"),
-        Rule(block + r"\.attn\.out_proj\.(?P<leaf>weight|bias)", target + r".attention.out.\g<leaf>"),
-        Rule(block + r"\.mlp\.c_fc\.(?P<leaf>weight|bias)", target + r".mlp.up.\g<leaf>"),
-        Rule(block + r"\.mlp\.c_proj\.(?P<leaf>weight|bias)", target + r".mlp.down.\g<leaf>"),
+        *clip_block(block, target),
     ]
 
 

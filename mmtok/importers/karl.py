@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtok.importers import mage_vqgan
-from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, flatten
+from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, clip_block, flatten
 from mmtok.importers.vqgan import all_alive, vq
 
 SYSTEMS = ("karl",)
@@ -87,11 +87,7 @@ SHARED: list[Rule | Drop] = [
     Rule(r"decoder\.ln_(pre|post)\.(weight|bias)", r"decoder.norm_\1.\2"),
     Rule(r"decoder\.ffn\.0\.(weight|bias)", r"decoder.head.hidden.\1"),
     Rule(r"decoder\.ffn\.2\.(weight|bias)", r"decoder.head.logits.\1"),
-    Rule(_BLOCK + r"\.ln_(?P<n>1|2)\.(?P<leaf>weight|bias)", _OURS + r".norm\g<n>.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.in_proj_(?P<leaf>weight|bias)", _OURS + r".attention.qkv.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.out_proj\.(?P<leaf>weight|bias)", _OURS + r".attention.out.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_fc\.(?P<leaf>weight|bias)", _OURS + r".mlp.up.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_proj\.(?P<leaf>weight|bias)", _OURS + r".mlp.down.\g<leaf>"),
+    *clip_block(_BLOCK, _OURS),
 ]
 RULES: list[Rule | Drop] = [
     *SHARED,

@@ -108,6 +108,18 @@ def attention(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
+def clip_block(theirs: str, ours: str) -> list[Rule]:
+    """Rules for one transformer block under the names of CLIP's code; both are prefixes, `theirs` a pattern."""
+    leaf = r"(?P<leaf>weight|bias)"
+    return [
+        Rule(theirs + r"\.ln_(?P<n>1|2)\." + leaf, ours + r".norm\g<n>.\g<leaf>"),
+        Rule(theirs + r"\.attn\.in_proj_" + leaf, ours + r".attention.qkv.\g<leaf>"),
+        Rule(theirs + r"\.attn\.out_proj\." + leaf, ours + r".attention.out.\g<leaf>"),
+        Rule(theirs + r"\.mlp\.c_fc\." + leaf, ours + r".mlp.up.\g<leaf>"),
+        Rule(theirs + r"\.mlp\.c_proj\." + leaf, ours + r".mlp.down.\g<leaf>"),
+    ]
+
+
 def flatten(value: Tensor) -> Tensor:
     """[1, ..., W] -> [W]."""
     return value.flatten()

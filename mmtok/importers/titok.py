@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtok.importers import maskgit_vqgan
-from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, flatten, linear
+from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, clip_block, flatten, linear
 from mmtok.importers.vqgan import all_alive, vq
 
 SYSTEMS = ("titok_two_stage", "titok_single_stage", "one_d_piece", "tatitok_vq")
@@ -120,11 +120,7 @@ RULES: list[Rule | Drop] = [
     Rule(r"encoder\.conv_out\.bias", "encoder.project.bias"),
     Rule(r"decoder\.decoder_embed\.(weight|bias)", r"decoder.embed.\1"),
     Rule(r"decoder\.mask_token", "decoder.mask_token", flatten),
-    Rule(_BLOCK + r"\.ln_(?P<n>1|2)\.(?P<leaf>weight|bias)", _OURS + r".norm\g<n>.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.in_proj_(?P<leaf>weight|bias)", _OURS + r".attention.qkv.\g<leaf>"),
-    Rule(_BLOCK + r"\.attn\.out_proj\.(?P<leaf>weight|bias)", _OURS + r".attention.out.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_fc\.(?P<leaf>weight|bias)", _OURS + r".mlp.up.\g<leaf>"),
-    Rule(_BLOCK + r"\.mlp\.c_proj\.(?P<leaf>weight|bias)", _OURS + r".mlp.down.\g<leaf>"),
+    *clip_block(_BLOCK, _OURS),
 ]
 TEXT = "decoder.text_guidance_proj.weight"
 TEXT_RULES: list[Rule | Drop] = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtok.importers import llamagen
-from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, flatten, linear
+from mmtok.importers.keymap import Config, Converted, Drop, Rule, apply, clip_block, flatten, linear
 from mmtok.importers.timm_vit import depth, join_biases, trunk_rules
 from mmtok.importers.vqgan import all_alive, count, level_widths
 
@@ -128,8 +128,7 @@ def _join_siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _rules(layers: int) -> list[Rule | Drop]:
     """layers: of SigLIP, whose last one is never read."""
     ours, leaf = "semantic.trunk.", r"(?P<leaf>weight|bias)"
-    clip, block = r"encoder_vqkd\.", r"encoder_vqkd\.transformer\.resblocks\.(?P<i>\d+)\."
-    siglip, target = SIGLIP.replace(".", r"\."), ours + r"blocks.\g<i>."
+    clip, siglip, target = r"encoder_vqkd\.", SIGLIP.replace(".", r"\."), ours + r"blocks.\g<i>."
     layer = siglip + r"encoder\.layers\.(?P<i>\d+)\."
     out: list[Rule | Drop] = [
         Rule(SEM.replace(".", r"\."), "quantizer.quantizer.codebook"),
@@ -149,11 +148,7 @@ def _rules(layers: int) -> list[Rule | Drop]:
         Rule(clip + r"class_embedding", ours + "class_token", flatten),
         Rule(clip + r"positional_embedding", ours + "positions"),
         Rule(clip + r"ln_(?P<n>pre|post)\." + leaf, ours + r"norm_\g<n>.\g<leaf>"),
-        Rule(block + r"ln_(?P<n>1|2)\." + leaf, target + r"norm\g<n>.\g<leaf>"),
-        Rule(block + r"attn\.in_proj_" + leaf, target + r"attention.qkv.\g<leaf>"),
-        Rule(block + r"attn\.out_proj\." + leaf, target + r"attention.out.\g<leaf>"),
-        Rule(block + r"mlp\.c_fc\." + leaf, target + r"mlp.up.\g<leaf>"),
-        Rule(block + r"mlp\.c_proj\." + leaf, target + r"mlp.down.\g<leaf>"),
+        *clip_block(clip + r"transformer\.resblocks\.(?P<i>\d+)", ours + r"blocks.\g<i>"),
         # SigLIP as transformers names it
         Rule(siglip + r"embeddings\.patch_embedding\." + leaf, ours + r"patch_embed.\g<leaf>"),
         Rule(siglip + r"embeddings\.position_embedding\.weight", ours + "positions"),
