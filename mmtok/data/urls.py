@@ -17,7 +17,8 @@ def expand_urls(urls: str | list[str], key: str = "data.train") -> list[str]:
     """Shard addresses in order, without duplicates. `key` names the YAML key in errors.
 
     Understands plain paths, `file:` URLs, folders (all their *.tar), globs, `{0000..0255}`, `{a,b}` and
-    https, s3, gs and hf URLs. Nothing is ever given to a shell: `pipe:`, `$(...)`, `${VAR}` and `::` are a ValueError.
+    https, s3, gs and hf URLs. Nothing is ever given to a shell: `pipe:`, `$(...)`, `${VAR}` and `::` are a ValueError,
+    and so are passwords in an address.
     """
     found: dict[str, None] = {}
     for entry in [urls] if isinstance(urls, str) else urls:
@@ -45,8 +46,13 @@ def _scheme(url: str, key: str) -> str:
     scheme = scheme.lower()
     if scheme not in ("file", "https", "s3", "gs", "hf"):
         raise ValueError(f"{key}: {url}: only paths, file:, https:, s3:, gs: and hf: shards are allowed")
-    if scheme != "file" and not (url.startswith(f"{scheme}://") and urlsplit(url).netloc):
+    if scheme == "file":
+        return scheme
+    host = urlsplit(url).netloc
+    if not url.startswith(f"{scheme}://") or not host:
         raise ValueError(f"{key}: {url}: the address has no host or bucket")
+    if "@" in host:  # it would be written into config.yaml, logs and W&B
+        raise ValueError(f"{key}: {scheme}://...@{host.rpartition('@')[2]}: no user or password in an address")
     return scheme
 
 

@@ -23,6 +23,7 @@ REFUSED = [
     "pipe:cat /etc/passwd", "http://host/a.tar", "ftp://host/a.tar", "$(touch x).tar", "${HOME}/a.tar", "a`id`.tar",
     "a.tar\nb.tar", "pipe:curl x::a.tar", "a.tar|sh", "a;b.tar", "s3:///a.tar", "gs:a.tar", "hf:pipe:x.tar",
     "https:///a.tar", "file:pipe:x.tar", "simplecache::s3://b/a.tar", "abfs://b/a.tar",
+    "https://me:pa55@host/a.tar", "s3://key:pa55@bucket/a.tar",
 ]
 
 
@@ -34,8 +35,9 @@ def test_refused_addresses_start_no_process(url: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(subprocess, name, lambda *a, **k: started.append(a))
     monkeypatch.setattr("os.system", lambda *a: started.append(a))
     monkeypatch.setattr("os.popen", lambda *a: started.append(a))
-    with pytest.raises(ValueError, match="data.train"):
+    with pytest.raises(ValueError, match="data.train") as error:
         expand_urls(url)
+    assert "pa55" not in str(error.value), "a password is not repeated"
     assert not started and not list(tmp_path.iterdir())
 
 

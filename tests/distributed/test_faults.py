@@ -30,16 +30,23 @@ def whole(processes, tmp_path_factory, shards):
     return folder, job.checkpoint("whole")
 
 
-def test_a_killed_rank_ends_the_job_and_the_rest_is_bit_exact(job, whole, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_rank_ends_the_job_and_the_rest_is_bit_exact(job, whole, tmp_path, workers):
+    """`whole` ran without workers: their number changes nothing either."""
     folder, expected = whole
-    codes = job.run("run", 2, fault={"what": "SIGKILL", "at": 13}, hurt=1, **SMALL)
+    options = SMALL | {"data__init_args__num_workers": workers}
+    codes = job.run("run", 2, fault={"what": "SIGKILL", "at": 13}, hurt=1, **options)
     assert codes[1] == -9 and codes[0] not in (0, None)  # the other one ends by itself
     assert job.checkpoint("run")["global_step"] == 10
-    assert job.run("run", 2, "--ckpt_path", "last", **SMALL) == [0, 0]
+    assert job.run("run", 2, "--ckpt_path", "last", **options) == [0, 0]
     found = job.checkpoint("run")
     for part in ("state_dict", "ema", "optimizer_states", "batches", "skipped", "global_step"):
         assert same(expected[part], found[part], part) == []
     assert trained_on(tmp_path, "run", 2) == trained_on(folder, "whole", 2)
+    for rank in range(2):
+        drawn = [torch.load(at / f"{name}.{rank}.rng", weights_only=True)
+                 for at, name in ((folder, "whole"), (tmp_path, "run"))]  # fmt: skip
+        assert same(*drawn) == []
 
 
 def test_a_signal_to_one_rank_stops_all_and_another_world_goes_on_with_the_next_sample(job, whole, tmp_path):
@@ -50,11 +57,13 @@ def test_a_signal_to_one_rank_stops_all_and_another_world_goes_on_with_the_next_
     saved = job.checkpoint("run")
     assert saved["global_step"] == 8  # told before the eighth step: it ended, and nothing after it
     assert all("stopped by signal 15: go on with --ckpt_path last" in text for text in job.said)
-    # one process with the same global batch: the same line of samples
+    # one process with the same global batch: the same weights, the same line of samples
     assert job.run(
         "run", 1, "--ckpt_path", "last", trainer__max_steps=12, trainer__limit_val_batches=0,
         fault={"what": "look", "at": 0}, data__init_args__batch_size=4,
     ) == [0]  # fmt: skip
+    begun = torch.load(tmp_path / "run/start.pt", weights_only=True)
+    assert same(begun["state_dict"], saved["state_dict"]) == [] and same(begun["ema"], saved["ema"]) == []
     alone, together = keys(tmp_path / "run.0.keys"), trained_on(folder, "whole", 2)
     assert {step: alone[step] for step in range(9, 13)} == {step: together[step] for step in range(9, 13)}
     # another global batch: the line goes on at the very next sample

@@ -26,6 +26,8 @@ def test_two_processes_keep_identical_parameters(tmp_path, shards, processes, ad
     # running statistics of the discriminator's BatchNorm belong to each rank; DDP hands out rank 0's
     states = [{k: v for k, v in rank["state"].items() if "running_" not in k} for rank in (a, b)]
     assert same(*states) == [] and same(a["ema"], b["ema"]) == []
+    # two batches an update, one exchange: 8 of the generator; the discriminator starts at step 3
+    assert a["exchanged"] == 8 * a["generator"] + 5 * a["discriminator"]
     assert any("adv.network" in key for key in a["state"]) == adversarial
     assert (tmp_path / "ddp/checkpoints/last.ckpt").is_file()
 

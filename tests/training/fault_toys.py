@@ -21,11 +21,17 @@ from mmtok.training.steps import average_gradients
 class Fault(Callback):
     """Hurts this process once, at the start of global batch `at` (0-based); "nan" spoils `times` batches from there on.
 
-    what  "nan", "hang", or the name of a signal it sends to itself; "SIGTERM in validation" at the first batch of one
+    what  "nan", "hang", or the name of a signal it sends to itself; "SIGTERM in validation" at the first batch of one;
+          "look" hurts nothing and writes what training starts from to <run>/start.pt
     """
 
     def __init__(self, what: str, at: int, times: int = 1) -> None:
         self.what, self.at, self.times = what, at, times
+
+    def on_train_start(self, trainer, pl_module):
+        if self.what == "look":
+            state = {"state_dict": pl_module.state_dict(), "ema": pl_module.ema.state_dict()}
+            torch.save(state, Path(trainer.default_root_dir) / "start.pt")
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.what == "nan" and self.at <= pl_module.batches < self.at + self.times:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
 from lightning.pytorch import Callback
 from PIL import Image
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from mmtok.data.check import check_shards
 from mmtok.training.cli import main
@@ -109,7 +111,8 @@ class Recorder(Callback):
 
 
 def ddp_rank(rank: int, port: int, folder: str, shards: str, adversarial: bool) -> None:
-    """One of two processes (gloo) that train the toy under the strategy that the command ships."""
+    """One of two processes (gloo) that train the toy, two batches an update, under the strategy that the command ships.
+    """
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     node = config(Path(shards), name="ddp", runs=folder, trainer__devices=2, trainer__max_steps=8)
     node["model"]["accumulate"] = 2
@@ -122,16 +125,28 @@ def ddp_rank(rank: int, port: int, folder: str, shards: str, adversarial: bool) 
 
 
 class RankState(Callback):
-    """Saves every rank's whole state, and the strategy's name, at the end."""
+    """Saves every rank's whole state, the strategy's name, and how many gradients travelled, at the end."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+        self.folder, self.exchanged = Path(folder), 0
+
+    def on_train_start(self, trainer, pl_module):
+        def counted(flat, *args, **kwargs):
+            # losses, flags and statistics are small
+            self.exchanged += flat.numel() if flat.numel() > 1000 else 0
+            return all_reduce(flat, *args, **kwargs)
+
+        all_reduce, dist.all_reduce = dist.all_reduce, counted
+        # DDP's own exchanges go through the same function then
+        trainer.strategy.model.register_comm_hook(dist.group.WORLD, allreduce_hook)
 
     def on_train_end(self, trainer, pl_module):
         strategy = trainer.strategy
         state = {
             "state": pl_module.state_dict(), "ema": pl_module.ema.state_dict(), "step": trainer.global_step,
             "unused": bool(strategy._ddp_kwargs.get("find_unused_parameters")), "world": trainer.world_size,
+            "exchanged": self.exchanged, "generator": sum(p.numel() for p in pl_module._gen_parameters),
+            "discriminator": sum(p.numel() for p in pl_module._disc_parameters),
         }  # fmt: skip
         torch.save(state, self.folder / f"rank{trainer.global_rank}.pt")
 
