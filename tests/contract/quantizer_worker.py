@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from mmtok.quantizers.base import Quantizer
+from mmtok.quantizers.entropy_constrained import EntropyConstrainedVQ
 from mmtok.quantizers.projected import Projected
 from mmtok.quantizers.residual import Residual
 from mmtok.quantizers.scales import ScaleResidual
@@ -17,6 +18,7 @@ STEPS = 50
 MAKERS = {
     "ema": lambda: VQ(4, 32, ema_decay=0.8),
     "gradient": lambda: VQ(4, 32),
+    "entropy_constrained": lambda: EntropyConstrainedVQ(4, 32, rate_weight=0.01, ema_decay=0.8, usage_decay=0.9),
     "cvq": lambda: VQ(4, 32, cvq=True),
     "kmeans": lambda: VQ(4, 32, ema_decay=0.8, kmeans_steps=5),
     "shared_index": lambda: SharedIndexVQ([2, 2], 32),

@@ -9,6 +9,7 @@ import torch
 
 from mmtok.quantizers.base import Quantizer
 from mmtok.quantizers.bernoulli import BernoulliBits
+from mmtok.quantizers.entropy_constrained import EntropyConstrainedVQ
 from mmtok.quantizers.fsq import FSQ
 from mmtok.quantizers.ibq import IBQ
 from mmtok.quantizers.kmeans import FrozenKMeans
@@ -36,6 +37,7 @@ POINTWISE = {
     "vq_cvq": lambda: VQ(6, 32, cvq=True),
     "vq_entropy": lambda: VQ(6, 32, entropy_temperature=0.1),
     "vq_one_code": lambda: VQ(6, 1),
+    "vq_entropy_constrained": lambda: EntropyConstrainedVQ(6, 32, rate_weight=0.05),
     "vq_stochastic": lambda: StochasticVQ(6, 32),
     "vq_perturbed": lambda: PerturbedVQ(6, 32, share=1.0, neighbours=4),
     "simvq": lambda: SimVQ(6, 32),
