@@ -1,5 +1,6 @@
 """Exported encoders and decoders give the codes and media of the tokenizer, in onnxruntime and torch, for any batch."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,15 +12,20 @@ import mmtok
 from mmtok import hub, importers
 from mmtok.cli import main
 from mmtok.export import export
-from mmtok.export.quantizers import codes, values
+from mmtok.export.quantizers import codes, grids, latents, values
+from mmtok.keep import FlatPrefix
+from mmtok.models.image.pyramid import PyramidDecoder, PyramidEncoder, PyramidTokenizer
 from mmtok.quantizers.bernoulli import BernoulliBits
 from mmtok.quantizers.fsq import FSQ
 from mmtok.quantizers.ibq import IBQ
 from mmtok.quantizers.lookup_free import BSQ, LFQ
+from mmtok.quantizers.multiscale import MultiScale
 from mmtok.quantizers.projected import Projected
 from mmtok.quantizers.residual import Residual
+from mmtok.quantizers.scales import ScaleResidual, SharedPhi
 from mmtok.quantizers.split import SplitResidual
 from mmtok.quantizers.vq import VQ
+from mmtok.taildrop import UniformTail
 
 GOLDEN = Path(__file__).parent / "golden"
 CONV = "mmtok.nn.conv2d.Conv{}2d"
@@ -62,7 +68,10 @@ def tokenizer(name):
         return hub.build(FSQ_CONV).eval()
     if name == "dac":
         return dac().eval()
-    return importers.load("llamagen", GOLDEN / "image/llamagen_vq/weights.safetensors")
+    family, system = {"llamagen": ("llamagen", "llamagen_vq"), "var": ("var", "var_vqvae")}[name]
+    facts = json.loads((GOLDEN / "image" / system / "config.json").read_text())
+    state = {k: v.float() for k, v in load_file(GOLDEN / "image" / system / "weights.safetensors").items()}
+    return importers.instantiate(importlib.import_module(f"mmtok.importers.{family}").convert(state, facts))
 
 
 def run_onnx(path, x):
@@ -72,7 +81,7 @@ def run_onnx(path, x):
 
 
 @pytest.mark.parametrize(("name", "to"), [
-    ("llamagen", "onnx"), ("fsq", "onnx"), ("titok", "onnx"), ("titok", "pt2"), ("dac", "onnx"),
+    ("llamagen", "onnx"), ("fsq", "onnx"), ("titok", "onnx"), ("titok", "pt2"), ("dac", "onnx"), ("var", "pt2"),
 ])
 def test_graphs_agree_for_any_batch(name, to, tmp_path, small_model):
     model = mmtok.load(small_model) if name == "titok" else tokenizer(name)
@@ -97,6 +106,54 @@ def test_a_prefix_is_part_of_the_graph(name, length, tmp_path, small_model):
     assert program(x).shape[1 if name == "dac" else -1] == length
 
 
+@pytest.mark.parametrize(("to", "length"), [("onnx", None), ("pt2", 6)])
+def test_several_grids_are_several_tensors(to, length, tmp_path):
+    """The kind of tokenizer that ships: grids any prefix of which decodes; unsent codes are 0 in the graph too."""
+    torch.manual_seed(0)
+    books = MultiScale([VQ(5, 30) for _ in range(4)], [4, 2, 1, 1])
+    sizes = {"dim": 5, "blocks": (1, 1, 1)}
+    encoder = PyramidEncoder(channels=(8, 8, 16), **sizes)
+    decoder = PyramidDecoder(4, 5, (8, 8, 8, 16), (1, 1, 1, 1))
+    model = PyramidTokenizer(encoder, books, decoder, (64, 64), UniformTail(FlatPrefix())).eval()
+    torch.nn.init.normal_(decoder.out.weight, std=0.1)
+    report = export(model, tmp_path / "out", to, length=length)
+    assert report.codes_equal >= 0.99 and report.max_error < 1e-4 and report.positions == 4 * (length or 37)
+    x = torch.rand(3, 3, 64, 64) * 2 - 1
+    tokens = model.encode(x, num_tokens=length)
+    if to == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        files = [tmp_path / f"out/{side}.onnx" for side in ("encoder", "decoder")]
+        encoder, decoder = (onnxruntime.InferenceSession(file) for file in files)
+        names = [f"codes_{i}" for i in range(4)]
+        found = [torch.from_numpy(grid) for grid in encoder.run(names, {"media": x.numpy()})]
+        (again,) = decoder.run(["media"], {n: grid.numpy() for n, grid in zip(names, found, strict=True)})
+    else:
+        found = torch.export.load(tmp_path / "out/encoder.pt2").module()(x)
+        again = torch.export.load(tmp_path / "out/decoder.pt2").module()(*found).detach().numpy()
+    for grid, ours, keep in zip(found, tokens.grids, tokens.keep, strict=True):
+        assert (grid == ours).float().mean() > 0.98 and not bool(grid[~keep.expand_as(grid)].any())
+    assert (torch.from_numpy(again) - model.decode(tokens)).abs().mean() < 1e-2
+
+
+@pytest.mark.parametrize("quantizer", [
+    MultiScale([VQ(6, 50) for _ in range(3)], [4, 2, 1]),
+    MultiScale([VQ(6, 50), FSQ([4, 4, 4, 3, 3, 3])], [2, 1], "nearest"),
+    ScaleResidual(VQ(6, 50), [1, 2, 4, 8], SharedPhi(6)), ScaleResidual(VQ(6, 50), [1, 3, 8], gain=0.7),
+], ids=lambda q: type(q).__name__)  # fmt: skip
+@torch.no_grad()
+def test_plain_forms_of_several_grids(quantizer):
+    quantizer.eval()
+    z = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    shapes = quantizer.shapes((8, 8))
+    full = quantizer(z).grids
+    assert all(map(torch.equal, grids(quantizer, z), full))
+    torch.testing.assert_close(latents(quantizer, full), quantizer.decode(full))
+    for length in (1, 6, 20):
+        keep = FlatPrefix().masks(torch.tensor([[length - 1]]), shapes)
+        both = tuple(mask.expand(2, *shape) for mask, shape in zip(keep, shapes, strict=True))
+        torch.testing.assert_close(latents(quantizer, full, keep), quantizer.decode(full, both))
+
+
 @pytest.mark.parametrize("quantizer", [
     VQ(6, 50), VQ(6, 50, l2_norm=True), VQ(6, 50, cosine=True), VQ(6, 50, ema_decay=0.9), FSQ([4, 5, 2, 3, 8, 7]),
     FSQ([4, 4, 4, 4, 4, 4], double_bound=True), FSQ([3, 5, 7, 9, 5, 3], margin=-1e-3, tan_shift=True), IBQ(6, 50),
@@ -117,7 +174,7 @@ def test_what_cannot_be_a_graph_says_why(tmp_path):
     for name, system, family, reason in (
         ("image", "karl", "karl", "decides how many codes"), ("audio", "snac", "snac", "noise"),
         ("audio", "encodec_48k", "encodec", "level"), ("image", "tatitok_vq", None, "caption"),
-        ("image", "var_vqvae", "var", "one grid"),
+        ("image", "flextok", "flextok", "sampler"),
     ):
         folder = GOLDEN / name / system
         state = {k: v.float() for k, v in load_file(folder / "weights.safetensors").items()}

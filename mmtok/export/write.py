@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmtok.export.card import write_card
-from mmtok.export.graphs import graphs
+from mmtok.export.graphs import DecoderGraph, graphs
 from mmtok.folder import save
 from mmtok.tokenizer import Tokenizer
 
@@ -22,7 +23,8 @@ Target = Literal["safetensors", "onnx", "pt2", "hub"]
 TARGETS: tuple[Target, ...] = ("safetensors", "onnx", "pt2", "hub")
 BATCHES = (1, 3)  # tried on the exported files; they were traced with two
 MIN_EQUAL, MAX_ERROR = 0.99, 1e-3
-Run = Callable[[Tensor], Tensor]
+Encode = Callable[[Tensor], tuple[Tensor, ...]]
+Decode = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,20 @@ def export(
         if to == "hub":
             files.append(write_card(folder, tokenizer, name or folder.name, licence).name)
         return Report(tuple(files))
-    encoder, decoder = graphs(tokenizer, length)
+    encoder, decoder = graphs(tokenizer, length, size)
     media = _media(tokenizer, tuple(size or tokenizer.size), 2)
     with torch.no_grad():
-        grid = encoder(media)
+        found = encoder(media)
+    grids = found if isinstance(found, tuple) else (found,)
+    names = ["codes"] if len(grids) == 1 else [f"codes_{i}" for i in range(len(grids))]
     folder.mkdir(parents=True)
     write = _write_onnx if to == "onnx" else _write_pt2
-    runs = (
-        write(encoder, media, folder / f"encoder.{to}", ("media", "codes")),
-        write(decoder, grid, folder / f"decoder.{to}", ("codes", "media")),
+    encode = write(encoder, (media,), folder / f"encoder.{to}", ["media"], names)
+    decode = write(decoder, grids, folder / f"decoder.{to}", names, ["media"])
+    report = _compare(
+        tokenizer, lambda x: tuple(encode(x)), lambda codes: decode(*codes)[0], tuple(media.shape[2:]), length, to,
+        folder,
     )
-    report = _compare(tokenizer, *runs, tuple(media.shape[2:]), length, to, folder)
     (folder / "parity.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
     if report.codes_equal < MIN_EQUAL or report.max_error > MAX_ERROR:
         raise ValueError(
@@ -91,7 +96,8 @@ def export(
 
 
 def _compare(
-    tokenizer: Tokenizer, encode: Run, decode: Run, size: tuple[int, ...], length: int | None, to: str, folder: Path
+    tokenizer: Tokenizer, encode: Encode, decode: Decode, size: tuple[int, ...], length: int | None, to: str,
+    folder: Path,
 ) -> Report:
     equal = positions = 0
     error = 0.0
@@ -100,44 +106,69 @@ def _compare(
     for batch in BATCHES:
         x = _media(tokenizer, size, batch)
         tokens = tokenizer.encode(x.to(_device(tokenizer)), num_tokens=count, num_quantizers=depth).to("cpu")
-        found = encode(x)
-        wanted = tokens.codes[tuple(slice(n) for n in found.shape)]
-        equal += int((found == wanted).sum())
-        positions += wanted.numel()
-        theirs = decode(wanted.contiguous())[tuple(slice(n) for n in x.shape)]
+        wanted = []
+        for found, grid, keep in zip(encode(x), tokens.grids, tokens.keep, strict=True):
+            inside = tuple(slice(n) for n in found.shape)
+            wanted.append(grid[inside].contiguous())
+            sent = keep.expand_as(grid)[inside]
+            equal += int((found == wanted[-1])[sent].sum())
+            positions += int(sent.sum())
+        theirs = decode(tuple(wanted))[tuple(slice(n) for n in x.shape)]
         ours = tokenizer.decode(tokens.to(_device(tokenizer))).cpu()[tuple(slice(n) for n in theirs.shape)]
         error = max(error, float((theirs - ours).abs().max()))
     files = tuple(sorted(path.name for path in folder.iterdir()))
     return Report(files, positions, equal / positions, error, "onnxruntime" if to == "onnx" else "torch")
 
 
-def _write_onnx(module: nn.Module, example: Tensor, path: Path, names: tuple[str, str]) -> Run:
+def _write_onnx(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, takes: list[str], gives: list[str]
+) -> Callable[..., list[Tensor]]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  the exporter of torch needs it
     except ImportError as error:
         raise ValueError(f"export: onnx needs pip install 'mmtok[export]' ({error})") from None
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
-        torch.onnx.export(
-            module, (example,), str(path), input_names=[names[0]], output_names=[names[1]], dynamo=True,
-            dynamic_shapes=({0: batch},), verbose=False, external_data=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes on the exporter's own naming
+            torch.onnx.export(
+                module, example, str(path), input_names=takes, output_names=gives, dynamo=True,
+                dynamic_shapes=_any_batch(module, example), verbose=False, external_data=False,
+            )
     except Exception as error:  # the exporter raises many kinds
         raise ValueError(f"export: ONNX has no form of {path.stem}: {_reason(error)}") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {names[0]: x.numpy()})[0])
+
+    def run(*given: Tensor) -> list[Tensor]:
+        named = {name: value.numpy() for name, value in zip(takes, given, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(gives, named)]
+
+    return run
 
 
-def _write_pt2(module: nn.Module, example: Tensor, path: Path, names: tuple[str, str]) -> Run:
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+def _write_pt2(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, takes: list[str], gives: list[str]
+) -> Callable[..., list[Tensor]]:
     try:
-        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(module, example, dynamic_shapes=_any_batch(module, example))
     except Exception as error:
         raise ValueError(f"export: torch.export has no form of {path.stem}: {_reason(error)}") from error
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
-    return lambda x: loaded(x).detach()
+
+    @torch.no_grad()
+    def run(*given: Tensor) -> list[Tensor]:
+        found = loaded(*given)
+        return list(found) if isinstance(found, tuple) else [found]
+
+    return run
+
+
+def _any_batch(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """A free first axis for every input; the decoder takes its grids as one variadic argument."""
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    each = tuple({0: batch} for _ in example)
+    return (each,) if isinstance(module, DecoderGraph) else each
 
 
 def _media(tokenizer: Tokenizer, size: tuple[int, ...], batch: int) -> Tensor:
