@@ -60,7 +60,7 @@ class EncodedAudio:
         elif ext == "g722":
             self.rate, self.channels, self.frames = G722_RATE, 1, 2 * len(data)
         else:
-            self.rate, self.channels, self.frames = _probe(data)
+            self.rate, self.channels, self.frames = _probe(data, caps.max_seconds)
         if not 1 <= self.rate <= caps.max_rate:
             raise BadSample("too_large", f"{self.rate} Hz, the cap is {caps.max_rate}")
         if self.rate < caps.min_rate:
@@ -124,8 +124,8 @@ def _check_riff(data: bytes) -> None:
         raise BadSample("truncated", f"{len(data)} of {size + 8} bytes are there")
 
 
-def _probe(data: bytes) -> tuple[int, int, int]:
-    """(rate, channels, samples) by FFmpeg, without decoding where the container states a length."""
+def _probe(data: bytes, most: float) -> tuple[int, int, int]:
+    """(rate, channels, samples) by FFmpeg; where the container states no length it is decoded, up to `most` seconds."""
     import av
 
     try:
@@ -136,7 +136,12 @@ def _probe(data: bytes) -> tuple[int, int, int]:
             rate, channels = stream.rate or 0, stream.channels
             if stream.duration and stream.time_base:
                 return rate, channels, round(float(stream.duration * stream.time_base) * rate)
-            return rate, channels, sum(int(frame.samples) for frame in container.decode(stream))
+            total = 0
+            for frame in container.decode(stream):
+                total += int(frame.samples)
+                if total > most * rate:
+                    break
+            return rate, channels, total
     except BadSample:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:

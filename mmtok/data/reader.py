@@ -41,14 +41,13 @@ class Reader:
     def read(self, sample: int, extensions: tuple[str, ...]) -> dict[str, bytes]:
         """The members of a sample among `extensions`. Raises BadSample: too_large, truncated."""
         number, row = self.index.locate(sample)
-        shard, members, total = self.index.shards[number], {}, 0
-        for ext in extensions:
-            if ext not in shard.members or shard.members[ext][row, 0] < 0:
-                continue
-            offset, size = (int(v) for v in shard.members[ext][row])
-            total += size
+        shard, members = self.index.shards[number], {}
+        places = {ext: shard.members[ext][row].tolist() for ext in extensions if ext in shard.members}
+        places = {ext: (offset, size) for ext, (offset, size) in places.items() if offset >= 0}
+        total = sum(size for _, size in places.values())
+        for ext, (offset, size) in places.items():
             if size > self.max_member_bytes or total > self.max_sample_bytes:
-                raise BadSample("too_large", f".{ext} member of {size} bytes")
+                raise BadSample("too_large", f".{ext} member of {size} bytes, {total} in all")
             data = os.pread(self._open(number), size, offset)
             if len(data) != size:
                 raise BadSample("truncated", f"{shard.url} ends inside .{ext}")

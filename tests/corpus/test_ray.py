@@ -16,7 +16,7 @@ from mmtok.corpus import Job, TokenShards, tokenize
 @pytest.fixture(scope="module")
 def local_ray():
     # Ray's workers run at a low priority otherwise: beside other work on the machine they would wait for minutes
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

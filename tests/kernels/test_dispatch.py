@@ -80,15 +80,27 @@ def test_triton_operators_in_the_interpreter():
     assert done.stdout.strip() == "triton agrees", done.stderr
 
 
-def test_a_library_of_older_sources_is_set_aside_with_a_notice(monkeypatch) -> None:
-    class Older:
-        def __getattr__(self, name: str) -> object:
-            raise AttributeError(name)
+class Other:
+    """A library that lacks every function, or states another version of the interface."""
 
+    def __init__(self, version: int | None) -> None:
+        if version is not None:
+            self.mmtok_version = lambda: version
+
+    def __getattr__(self, name: str) -> object:
+        if "mmtok_version" not in self.__dict__:
+            raise AttributeError(name)
+        return lambda *args: pytest.fail("a function of a foreign library was called")
+
+
+@pytest.mark.parametrize("version", [None, native.VERSION - 1, native.VERSION + 1])
+def test_a_library_of_other_sources_is_set_aside_with_a_notice(monkeypatch, version) -> None:
     monkeypatch.setattr(native, "problem", None)
     monkeypatch.setattr(native, "_library", native._library)
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Older())
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Other(version))
+    monkeypatch.setattr(dispatch, "_told", set())
     native._load()
-    assert native.problem is not None and "other sources" in native.problem
+    assert native.problem is not None and "other sources: install mmtok again" in native.problem
     with pytest.warns(UserWarning, match="other sources"):
         assert dispatch.cpu() is dispatch.reference
+

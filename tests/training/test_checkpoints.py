@@ -5,11 +5,14 @@ import errno
 import json
 import os
 import pickle
+import re
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from fault_toys import Job, save, save_forever, save_with_a_limit
 from training_toys import config, write_config
 
@@ -134,11 +137,17 @@ def test_a_run_says_what_it_was_made_of_and_holds_no_secret(tmp_path, shards, mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     node = config(shards, name="run", runs=str(tmp_path), wandb=True, trainer__max_steps=2, checkpoint__every=1)
     cli = main(["fit", "-c", write_config(tmp_path / "c.yaml", node)])
+    wandb.finish()
     main(["fit", "-c", str(tmp_path / "c.yaml"), "--ckpt_path", "last", "--trainer.max_steps=3"])
+    wandb.finish()
+    # offline-run-<time>-<id>: both starts upload into one run
+    ids = {path.name.rpartition("-")[2] for path in (tmp_path / "run/wandb").glob("offline-run-*")}
+    assert ids == {(tmp_path / "run/wandb_id").read_text()}
     starts = json.loads((tmp_path / "run/manifest.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, 2]
     first = starts[0]
-    assert first["versions"]["torch"] == torch.__version__.split("+")[0] or first["versions"]["torch"]
+    assert first["versions"]["torch"] == metadata.version("torch") and first["versions"]["python"]
+    assert first["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", first["git"])
     assert len(first["data_sha256"]) == len(first["config_sha256"]) == 64 and first["processes"] == 1
     assert first["data_sha256"] == starts[1]["data_sha256"] and first["config_sha256"] != starts[1]["config_sha256"]
     assert cli.model.shown["perf/memory_gb"] > 0.05 and cli.model.shown["perf/samples_per_second"] > 0
