@@ -136,7 +136,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _replace(path: Path, write: Any) -> None:
     """Writes beside the target and renames, so that a killed process never leaves half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.touch()
+    mode = temporary.stat().st_mode
     write(temporary)
+    temporary.chmod(mode)  # safetensors makes files that nobody else may read
     os.replace(temporary, path)
 
 

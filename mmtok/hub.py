@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -56,10 +57,14 @@ def resolve(name: str | os.PathLike[str], accept_licence: bool = False) -> Path:
             f"no tokenizer named {text!r}: it is a file; mmtok import SYSTEM {path} --out DIR makes a published"
             " checkpoint a folder that loads"
         )
-    raw = catalogue().get(text)
+    names = catalogue()
+    raw = names.get(text)
     if raw is None:
+        near = get_close_matches(text, names, 5, 0.4)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
         raise ValueError(
-            f"no tokenizer named {text!r}: not a folder, and the catalogue has {', '.join(catalogue()) or 'no entries'}"
+            f"no tokenizer named {text!r}: neither a folder nor in the catalogue. {hint}mmtok list and mmtok list"
+            " --remote print all names"
         )
     if "folder" not in raw:
         return imported(published({text: raw})[text], accept_licence)

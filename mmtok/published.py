@@ -63,10 +63,22 @@ def fetch(entry: Entry, quiet: bool = False) -> dict[str, Path]:
     """Local name -> file, each downloaded unless it is there.
 
     A file put by hand at <home>/downloads/<entry>/<local name> is taken first. Hub files lie in huggingface_hub's own
-    cache, which other libraries share.
+    cache, which other libraries share. OSError names every file that is still wanted, not the first alone.
     """
     folder = home() / "downloads" / entry.name
-    found = {}
+    found: dict[str, Path] = {}
+    try:
+        return _fetch(entry, folder, found, quiet)
+    except OSError as error:
+        if error.errno is not None:  # of this machine's disk
+            raise
+        rest = [name for name in entry.files if name not in found and not (folder / name).is_file()][1:]
+        more = "".join(f", and beside it {name} from {address(entry.files[name])}" for name in rest)
+        raise OSError(f"{error}{more}") from None
+
+
+def _fetch(entry: Entry, folder: Path, found: dict[str, Path], quiet: bool) -> dict[str, Path]:
+    """Fills `found`."""
     for name, place in entry.files.items():
         target, wanted = folder / name, entry.sha256.get(name)
         if target.is_file():
@@ -76,7 +88,7 @@ def fetch(entry: Entry, quiet: bool = False) -> dict[str, Path]:
             found[name] = from_hub(*split_hub(place), target)
             check_sha256(found[name], wanted, place)
         elif place.startswith("page:"):
-            raise OSError(by_hand(place.removeprefix("page:"), target, "its authors offer it on a web page only"))
+            raise OSError(by_hand(address(place), target, "its authors offer it on a web page only"))
         else:
             found[name] = download(place, target, wanted, quiet)
     return found
@@ -103,7 +115,7 @@ def from_hub(repository: str, path: str, target: Path) -> Path:
 
     ValueError when that is not installed; OSError names the address and `target`, where the file may be put by hand.
     """
-    url = f"https://huggingface.co/{repository}/resolve/main/{path}"
+    url = address(f"hf:{repository}/{path}")
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -125,7 +137,15 @@ def from_hub(repository: str, path: str, target: Path) -> Path:
         raise OSError(by_hand(url, target, f"{reason} (private or gated? run hf auth login)")) from None
     except Exception as error:  # of the http library that huggingface_hub happens to use
         reason = f"huggingface.co cannot be reached ({type(error).__name__})"
-        raise OSError(by_hand(url, target, reason)) from error
+        raise OSError(by_hand(url, target, reason)) from None
+
+
+def address(place: str) -> str:
+    """What a browser opens for a place of the catalogue."""
+    if place.startswith("hf:"):
+        repository, path = split_hub(place)
+        return f"https://huggingface.co/{repository}/resolve/main/{path}"
+    return place.removeprefix("page:")
 
 
 def check_consent(entry: Entry, accepted: bool = False) -> None:

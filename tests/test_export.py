@@ -12,6 +12,7 @@ import mmtok
 from mmtok import hub, importers
 from mmtok.cli import main
 from mmtok.export import export
+from mmtok.export.card import write_card
 from mmtok.export.quantizers import codes, grids, latents, values
 from mmtok.keep import FlatPrefix
 from mmtok.models.image.pyramid import PyramidDecoder, PyramidEncoder, PyramidTokenizer
@@ -195,8 +196,11 @@ def test_folders_for_the_hub_load_and_have_a_card(tmp_path, small_model, capsys)
         assert mmtok.load(tmp_path / to).tokenizer_id == mmtok.load(small_model).tokenizer_id
     card = (tmp_path / "hub/README.md").read_text()
     assert card.startswith("---\nlibrary_name: mmtok\nlicense: mit\n")
-    assert "16 codes\nat 64 x 64" in card and "num_tokens" in card
+    assert "16 codes at 64 x 64" in card and "num_tokens" in card
     assert not (tmp_path / "safetensors/README.md").exists()
+    assert "num_quantizers" in write_card(tmp_path, dac(), "dac").read_text()
+    card = write_card(tmp_path, mmtok.load(small_model), "x", "GLM-4 licence").read_text()
+    assert "\nlicense: other\nlicense_name: GLM-4 licence\n" in card
     assert main(["export", str(small_model), "--to", "hub", "--out", str(tmp_path / "hub")]) == 2
     assert main(["export", str(small_model), "--to", "hub", "--length", "3", "--out", str(tmp_path / "x")]) == 2
     assert "belong to graphs" in capsys.readouterr().err

@@ -35,6 +35,12 @@ def test_config_is_resolved_and_versioned(folder) -> None:
     assert len(config["tokenizer_id"]) == 8
 
 
+def test_others_may_read_what_the_umask_lets_them(folder) -> None:
+    plain = folder / "plain"
+    plain.touch()
+    assert {(folder / name).stat().st_mode for name in ("config.yaml", "model.safetensors")} == {plain.stat().st_mode}
+
+
 def test_half_precision_files_make_the_codes_of_what_was_saved(tmp_path) -> None:
     model = build(CONFIG, TRUST).eval()
     folder = save(model, tmp_path / "half", dtype=torch.float16)
@@ -106,9 +112,11 @@ def test_classes_outside_mmtok_need_trust(folder) -> None:
         load(folder)
 
 
-def test_unknown_names_list_the_catalogue() -> None:
-    with pytest.raises(ValueError, match="no tokenizer named 'nothing'"):
-        load("nothing")
+def test_unknown_names_get_near_ones_and_the_list() -> None:
+    with pytest.raises(ValueError, match="no tokenizer named 'titok-132'.*did you mean .*titok-l32.*mmtok list"):
+        load("titok-132")
+    with pytest.raises(ValueError, match="no tokenizer named 'qqq': neither a folder nor in .*ue. mmtok list"):
+        load("qqq")
 
 
 def test_a_tokenizer_without_config_cannot_be_saved(tmp_path) -> None:

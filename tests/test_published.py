@@ -68,6 +68,17 @@ def test_a_file_put_by_hand_is_imported_once(place):
     assert mmtok.load("tiny").tokenizer_id == tokenizer.tokenizer_id
 
 
+def test_every_file_that_is_wanted_is_named_at_once(place):
+    place(files={"vq.pt": "hf:o/n/sub/vq.pt", "config.json": "https://localhost:9/config.json"})
+    wanted = "HF_HUB_OFFLINE.*huggingface.co/o/n/resolve/main/sub/vq.pt .*put it at .*vq.pt, and beside it config.json"
+    with pytest.raises(OSError, match=wanted + " from https://localhost:9/config.json"):
+        mmtok.load("tiny")
+    by_hand()
+    with pytest.raises(OSError, match="cannot download config.json") as told:
+        mmtok.load("tiny")
+    assert "vq.pt" not in str(told.value)
+
+
 def test_a_changed_entry_is_imported_anew(place):
     by_hand()
     mmtok.load("tiny")
