@@ -1,15 +1,4 @@
-"use strict";
-const { steps, start, samples } = JSON.parse(document.getElementById("data").textContent);
-const slider = document.getElementById("length");
-const state = document.getElementById("state");
 const SHOWN = [["distillmos", "DistillMOS", 2], ["pesq_wb", "PESQ", 2], ["stoi", "STOI", 3]];
-
-function element(tag, className, parent) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  parent.append(node);
-  return node;
-}
 
 function figure(row, className) {
   const node = element("figure", className, row);
@@ -45,50 +34,24 @@ function fill(figure, sound, detail, name) {
       figure.player.play().catch(() => {});
     }
   }
-  figure.caption.replaceChildren();
-  element("b", "", figure.caption).textContent = sound.label;
-  figure.caption.append(document.createElement("br"), detail);
+  caption(figure.caption, sound.label, detail);
 }
 
-const rows = samples.map((sample) => {
-  const block = element("article", "sample", document.getElementById("gallery"));
-  element("h3", "", block).textContent = `${sample.key} · ${sample.seconds} s`;
-  const row = element("div", "row sounds", block);
-  const original = figure(row, "");
+const rows = gallery(figure, (sample) => `${sample.key} · ${sample.seconds} s`, "row sounds");
+for (const { sample, original } of rows) {
   fill(original, sample.original, numbers(sample.original.values), `the original of ${sample.key}`);
-  return { sample, ours: figure(row, "ours"), anchors: sample.anchors.map(() => figure(row, "")) };
-});
+}
 
 function show(step) {
-  const chosen = steps[step];
-  slider.value = step;
-  slider.setAttribute("aria-valuetext", `${chosen.label}, ${chosen.kbps.toFixed(2)} kilobits per second`);
-  state.replaceChildren();
-  element("b", "", state).textContent = chosen.label;
-  state.append(` · ${chosen.kbps.toFixed(2)} kbps · ${chosen.quality}`);
   for (const { sample, ours, anchors } of rows) {
     const sound = sample.lengths[step];
     fill(ours, sound, numbers(sound.values), `${sample.key} from ${sound.label}`);
     sample.anchors.forEach((anchor, i) => {
       const other = anchor.sounds[anchor.pick[step]];
-      const ratio = other.values.bytes / sound.values.bytes;
-      const times = ratio > 1.15 || ratio < 0.87 ? ` (${ratio.toFixed(1)}× ours)` : "";
-      fill(anchors[i], other, numbers(other.values).replace(" kbps", ` kbps${times}`), `${sample.key} as ${other.label}`);
+      fill(anchors[i], other, numbers(other.values).replace(" kbps", ` kbps${times(other, sound)}`),
+        `${sample.key} as ${other.label}`);
     });
   }
-  for (const node of document.querySelectorAll("[data-step]")) {
-    node.classList.toggle("on", Number(node.dataset.step) === step);
-  }
 }
 
-function fromAddress() {
-  const match = /^#length=(\d+)$/.exec(location.hash);
-  show(match ? Math.min(Number(match[1]), steps.length - 1) : start);
-}
-
-slider.addEventListener("input", () => {
-  show(Number(slider.value));
-  history.replaceState(null, "", `#length=${slider.value}`);
-});
-addEventListener("hashchange", fromAddress);
-fromAddress();
+follow(show, (chosen) => `${chosen.kbps.toFixed(2)} kilobits per second`, (chosen) => `${chosen.kbps.toFixed(2)} kbps`);

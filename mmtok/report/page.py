@@ -58,7 +58,9 @@ def render(result: EvaluationResult) -> str:
     parts = {
         "title": escape(f"{result.model}: evaluation"),
         "css": (resources / "page.css").read_text("utf-8"),
-        "js": (resources / ("audio.js" if sound else "page.js")).read_text("utf-8"),
+        "js": "\n".join(
+            (resources / name).read_text("utf-8") for name in ("slider.js", "audio.js" if sound else "page.js")
+        ),
         "slider": "Rate" if sound else "Length",
         "noun": result.noun,
         "model": escape(result.model),

@@ -115,3 +115,15 @@ class Chromium:
         os.close(self.read)
         os.close(self.write)
         self.profile.cleanup()
+
+
+def complaints(browser):
+    """Events of errors, messages on the console, and what could not be loaded."""
+    bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed")
+    return [event for event in browser.events if event.get("method") in bad]
+
+
+def requests(browser):
+    """Addresses that the page asked for, its own included."""
+    urls = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith("data:")]

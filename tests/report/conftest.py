@@ -1,14 +1,17 @@
-"""Two small evaluations with codecs, to be written as reports."""
+"""Two small evaluations with codecs, to be written as reports, and a browser to look at them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from chromium import Chromium
 from codec_toy import RATE, codec
 from dct_toy import SIDE, DctTokenizer
 
 from mmtok.metrics.audio.evaluation import AudioEvaluation, AudioPlan
 from mmtok.metrics.evaluation import Evaluation, Plan
+from mmtok.report.page import write_report
 from mmtok.types import Batch
 
 
@@ -21,6 +24,7 @@ def result():
     run = Evaluation(DctTokenizer(), (SIDE, SIDE), plan)
     run.update(Batch.of(x, tuple(f"shelf/<photo {i}>" for i in range(6))))
     return replace(run.finish(), model="dct & toy", data="shelf", command="mmtok eval <toy>", versions={"mmtok": "1"})
+
 
 @pytest.fixture(scope="session")
 def sounds():
@@ -38,3 +42,24 @@ def sounds():
     run.skip("shelf/<text>", "unsupported: no sound")
     named = {"model": "blocks & toy", "data": "shelf", "command": "mmtok eval <toy>", "versions": {"mmtok": "1"}}
     return replace(run.finish(), **named)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    chromium = Chromium()
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture
+def open_report(browser, tmp_path) -> Callable[..., str]:
+    """Writes the report of a result and opens it; returns its address."""
+
+    def opened(result) -> str:
+        browser.events.clear()
+        browser.shape(1200, 900)
+        address = write_report(tmp_path, result).as_uri()
+        browser.open(address)
+        return address
+
+    return opened

@@ -1,14 +1,7 @@
 """The codec page in a real browser: sounds decode and play, the slider changes them, nothing is requested."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-from mmtok.report.page import write_report
-
-sys.path.insert(0, str(Path(__file__).parent))
-from chromium import Chromium  # noqa: E402
+from chromium import complaints, requests
 
 pytestmark = pytest.mark.chromium
 
@@ -24,30 +17,9 @@ PLAY = """(async () => { const a = document.querySelectorAll('.row audio')[%d]; 
   await new Promise(r => setTimeout(r, 300)); const t = a.currentTime; return [t, a.paused, a.duration]; })()"""
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = Chromium()
-    yield chromium
-    chromium.close()
-
-
 @pytest.fixture
-def page(browser, sounds, tmp_path):
-    browser.events.clear()
-    browser.shape(1200, 900)
-    path = write_report(tmp_path, sounds)
-    browser.open(path.as_uri())
-    return path.as_uri()
-
-
-def complaints(browser):
-    bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed")
-    return [event for event in browser.events if event.get("method") in bad]
-
-
-def requests(browser):
-    urls = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
-    return [url for url in urls if not url.startswith("data:")]
+def page(open_report, sounds):
+    return open_report(sounds)
 
 
 def test_every_sound_decodes_at_every_rate(browser, page, sounds):

@@ -1,14 +1,7 @@
 """The report in a real browser: the slider changes the pictures, nothing is requested, nothing is complained about."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-from mmtok.report.page import write_report
-
-sys.path.insert(0, str(Path(__file__).parent))
-from chromium import Chromium  # noqa: E402
+from chromium import complaints, requests
 
 pytestmark = pytest.mark.chromium
 
@@ -20,30 +13,9 @@ PIXELS = """(async () => { const out = []; for (const i of document.querySelecto
   .reduce((a, b) => a + b, 0)); } return out; })()"""
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = Chromium()
-    yield chromium
-    chromium.close()
-
-
 @pytest.fixture
-def page(browser, result, tmp_path):
-    browser.events.clear()
-    browser.shape(1200, 900)
-    path = write_report(tmp_path, result)
-    browser.open(path.as_uri())
-    return path.as_uri()
-
-
-def complaints(browser):
-    bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed")
-    return [event for event in browser.events if event.get("method") in bad]
-
-
-def requests(browser):
-    urls = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
-    return [url for url in urls if not url.startswith("data:")]
+def page(open_report, result):
+    return open_report(result)
 
 
 def test_the_slider_changes_pictures_by_mouse_and_keyboard(browser, page, result):
