@@ -19,11 +19,19 @@ from mmtok.losses.matching import FeatureMatching
 from mmtok.losses.perceptual import ConvNeXtLogits, Perceptual
 from mmtok.losses.reconstruction import L1, L2, LogCosh
 from mmtok.losses.semantic import Semantic, SpeechModel
-from mmtok.losses.spectral import DACSTFT, DACMel, EnCodecMel, MultiResolutionSTFT, SpeechTokenizerMel, VocosMel
+from mmtok.losses.spectral import (
+    DACSTFT,
+    CompressedSTFT,
+    DACMel,
+    EnCodecMel,
+    MultiResolutionSTFT,
+    SpeechTokenizerMel,
+    VocosMel,
+)
 from mmtok.losses.video import FrameLikelihood, FramePerceptual
 
 __all__ = [
-    "DACSTFT", "L1", "L2", "Adversarial", "CodeEntropy", "ConvNeXtLogits", "DACMel", "EnCodecMel",
+    "DACSTFT", "L1", "L2", "Adversarial", "CodeEntropy", "CompressedSTFT", "ConvNeXtLogits", "DACMel", "EnCodecMel",
     "FeatureContrast", "FeatureMatching", "FrameLikelihood", "FramePerceptual", "GANLoss",
     "Hinge", "HingeNonSaturating", "LeastSquares", "LogCosh",
     "MultiResolutionSTFT", "NoisyNonSaturating", "NonSaturating", "OnImages", "OnVideos", "Perceptual",

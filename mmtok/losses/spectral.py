@@ -157,6 +157,41 @@ class MultiResolutionSTFT(Term):
         return torch.stack(terms).sum() / len(self.scales)
 
 
+class CompressedSTFT(Term):
+    """Mean over window lengths of (1 - phase) mean (|S|^p - |R|^p)^2 + phase mean |S|S|^(p-1) - R|R|^(p-1)|^2.
+
+    Power-law compressed spectra (Ephrat et al., arXiv 1804.03619; both terms: Braun and Tashev, arXiv 2009.12286): the
+    complex part asks for phases, in loud and in soft frequencies alike, which no distance of magnitudes does.
+
+    windows  of the scales; the hop is a quarter of each. Spectra are divided by the root of the window's energy
+    power    p, at most 1
+    phase    share of the complex part, 0 to 1
+    """
+
+    def __init__(self, windows: list[int] | None = None, power: float = 0.3, phase: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < power <= 1 or not 0 <= phase <= 1:
+            raise ValueError(f"CompressedSTFT: power and phase lie between 0 and 1, got {power} and {phase}")
+        windows = [256, 1024] if windows is None else windows
+        self.scales = nn.ModuleList(Spectrum(window, window // 4, normalized=True) for window in windows)
+        self.power, self.phase = power, phase
+
+    def forward(self, recon: Reconstruction, batch: Batch, step: int) -> Tensor:
+        terms = []
+        for spectrum in self.scales:
+            ours, theirs, counted = _pair(spectrum, recon, batch, "CompressedSTFT")
+            (size, a, b), (wanted, c, d) = self._compressed(ours), self._compressed(theirs)
+            apart = (1 - self.phase) * (size - wanted).square() + self.phase * ((a - c).square() + (b - d).square())
+            terms.append(_mean(apart, counted))
+        return torch.stack(terms).mean()
+
+    def _compressed(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Magnitude, real and imaginary part; the floor keeps gradients of silence finite."""
+        energy = s.real.square() + s.imag.square() + 1e-6
+        gain = energy.pow((self.power - 1) / 2)
+        return energy.sqrt() * gain, s.real * gain, s.imag * gain
+
+
 def _pair(
     view: nn.Module, recon: Reconstruction, batch: Batch, term: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:

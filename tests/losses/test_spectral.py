@@ -5,7 +5,16 @@ import torch
 import torchaudio
 from golden_losses import batch_of, folders, load_golden, near, recon_of
 
-from mmtok.losses import DACSTFT, L1, DACMel, EnCodecMel, MultiResolutionSTFT, SpeechTokenizerMel, VocosMel
+from mmtok.losses import (
+    DACSTFT,
+    L1,
+    CompressedSTFT,
+    DACMel,
+    EnCodecMel,
+    MultiResolutionSTFT,
+    SpeechTokenizerMel,
+    VocosMel,
+)
 from mmtok.nn.spectrum import Spectrum, mel_filters
 
 GOLDEN = folders("spectral_losses")
@@ -53,6 +62,7 @@ TERMS = {
     "encodec": lambda: EnCodecMel(16000, [64, 256], 16),
     "speechtokenizer": lambda: SpeechTokenizerMel(16000, 256, 60, 20),
     "resolutions": lambda: MultiResolutionSTFT([128, 256], [30, 50], [100, 256]),
+    "compressed": lambda: CompressedSTFT([64, 256]),
     "l1": lambda: L1(),
 }
 
@@ -105,6 +115,33 @@ def test_filters_equal_torchaudio(scale, area):
         )
         ours = mel_filters(rate, n_fft, bands, low, high, scale, area)
         near(ours, theirs.T, 1e-4)
+
+
+def test_compressed_stft_equals_its_formula():
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 1, 1, 1600)  # so loud that the floor is far below
+    window = torch.hann_window(64)
+    s, r = (
+        torch.stft(x[:, 0], 64, 16, 64, window / window.norm(), return_complex=True) for x in (fake, real)
+    )
+    sizes = (s.abs().pow(0.3) - r.abs().pow(0.3)).square().mean()
+    full = (torch.polar(s.abs().pow(0.3), s.angle()) - torch.polar(r.abs().pow(0.3), r.angle())).abs().square().mean()
+    for phase in (0.0, 0.5, 1.0):
+        ours = CompressedSTFT([64], phase=phase)(recon_of(fake), batch_of(real), 0)
+        torch.testing.assert_close(ours, (1 - phase) * sizes + phase * full, rtol=1e-3, atol=0)
+
+
+def test_compressed_stft_asks_for_phases():
+    """A clip turned upside down: no distance of magnitudes, a large one with phases; finite gradients of silence."""
+    torch.manual_seed(0)
+    real = torch.randn(1, 1, 1600) * 0.1
+    flat, full = (CompressedSTFT(phase=share)(recon_of(-real), batch_of(real), 0) for share in (0.0, 0.5))
+    assert flat < 1e-8 and full > 0.1
+    silent = torch.zeros(1, 1, 1600, requires_grad=True)
+    CompressedSTFT()(recon_of(silent), batch_of(real), 0).backward()
+    assert silent.grad.isfinite().all()
+    with pytest.raises(ValueError, match="power"):
+        CompressedSTFT(power=0.0)
 
 
 def test_speechtokenizer_mel_equals_its_formula():
