@@ -61,7 +61,7 @@ def resolve(name: str | os.PathLike[str], accept_licence: bool = False) -> Path:
     raw = names.get(text)
     if raw is None:
         near = get_close_matches(text, names, 5, 0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
+        hint = f"Did you mean {', '.join(near)}? " if near else ""
         raise ValueError(
             f"no tokenizer named {text!r}: neither a folder nor in the catalogue. {hint}mmtok list and mmtok list"
             " --remote print all names"

@@ -113,7 +113,7 @@ def test_classes_outside_mmtok_need_trust(folder) -> None:
 
 
 def test_unknown_names_get_near_ones_and_the_list() -> None:
-    with pytest.raises(ValueError, match="no tokenizer named 'titok-132'.*did you mean .*titok-l32.*mmtok list"):
+    with pytest.raises(ValueError, match="no tokenizer named 'titok-132'.*Did you mean .*titok-l32.*mmtok list"):
         load("titok-132")
     with pytest.raises(ValueError, match="no tokenizer named 'qqq': neither a folder nor in .*ue. mmtok list"):
         load("qqq")

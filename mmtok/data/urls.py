@@ -85,7 +85,9 @@ def _local(url: str, key: str) -> list[str]:
     if path.is_dir():
         paths = sorted(path.glob("*.tar"))
         if not paths:
-            raise ValueError(f"{key}: {path} holds no .tar shards; make some with `mmtok shards make SRC {path}`")
+            below = sorted({str(inner.parent) for inner in path.glob("*/*.tar")})
+            mend = f"name one of {', '.join(below)}" if below else f"make some with `mmtok shards make SRC {path}`"
+            raise ValueError(f"{key}: {path} holds no .tar shards; {mend}")
         return [str(p) for p in paths]
     if any(c in path.name or c in str(path.parent) for c in "*?["):
         paths = sorted(Path(p) for p in glob.glob(str(path)))
