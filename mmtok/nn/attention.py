@@ -8,6 +8,7 @@ positions that exist.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +17,20 @@ from torch.utils.checkpoint import checkpoint
 def key_mask(valid: Tensor) -> Tensor:
     """bool [B, 1, 1, L] attention mask from bool [B, L]: nobody looks at positions that are not valid."""
     return valid[:, None, None, :]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+    """Attention [..., L, E] over time, with the same numbers however many queries and keys come at once.
+
+    On a CPU float32 is summed in double precision: how torch orders these sums depends on the number of rows (a lone
+    query is a product of matrix and vector), and the next layers make such differences of a stream to the whole
+    visible. Next to the layers around it, attention over few frames costs little. mask: bool or float, [..., L, keys].
+    """
+    if q.is_cpu and q.dtype == torch.float32:
+        mask = mask if mask.dtype == torch.bool else mask.double()
+        y = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask, scale=scale)
+        return y.float()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 class Attention(nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.nn.attention import attend
 from mmtok.nn.conv3d import PointConv3d
 from mmtok.nn.stream import Causal, Stream
 
@@ -64,7 +65,7 @@ class TimeAttention(Causal):
         frames, keys = q.shape[3], k.shape[3]
         behind = torch.arange(keys - frames, keys, device=x.device)[:, None] - torch.arange(keys, device=x.device)
         mask = behind >= 0 if self.window is None else (behind >= 0) & (behind < self.window)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = attend(q, k, v, mask)
         return x + self.out(y.permute(0, 4, 3, 1, 2))
 
 

@@ -157,6 +157,23 @@ class DepthToSpace3d(Causal):
         return torch.cat([y[:, :, :1], y[:, :, 2:]], 2) if first else y
 
 
+class SubpixelUp(nn.Module):
+    """A 1x1x1 convolution to space^2 C channels, laid out as squares: a quarter of the work of a convolution above."""
+
+    def __init__(self, channels: int, space: int) -> None:
+        super().__init__()
+        self.space = space
+        self.conv = PointConv3d(channels, space**2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, C, T, H space, W space]."""
+        if not x.shape[2]:
+            return x.repeat_interleave(self.space, 3).repeat_interleave(self.space, 4)
+        frames = F.pixel_shuffle(self.conv(x).transpose(1, 2).flatten(0, 1), self.space)
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
 class RepeatTime(Causal):
     """Every frame twice."""
 

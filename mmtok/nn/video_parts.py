@@ -14,7 +14,7 @@ from mmtok.nn.conv3d import CausalConv3d, Chain, DropFront, FactorisedConv3d, Fr
 from mmtok.nn.conv_video import Parts3d, ResBlock3d
 from mmtok.nn.haar3d import HaarPatch3d, HaarUnpatch3d
 from mmtok.nn.norm3d import FrameNorm, PositionNorm
-from mmtok.nn.resample3d import BlendDown, BlendUp, HybridDown, HybridUp
+from mmtok.nn.resample3d import BlendDown, BlendUp, HybridDown, HybridUp, SubpixelUp
 
 
 class VidTokParts(Parts3d):
@@ -101,3 +101,41 @@ class CosmosParts(Parts3d):
 
     def up(self, channels: int, time: int, space: int, index: int) -> nn.Module:
         return HybridUp(channels, time, space)
+
+
+class LightParts(Parts3d):
+    """Parts for few CPU cores: wavelets, convolutions over space alone, and time mixed at the lowest resolution only,
+    by convolutions and attention over `time_window` latent frames. All convolutions run as fast 2D kernels.
+
+    patch  side of the wavelet blocks; the only change of size in time
+    """
+
+    def __init__(self, patch: int = 4, time_window: int = 8) -> None:
+        self.patch = patch
+        self.time_window = time_window
+
+    def stem(self, time: int) -> nn.Module:
+        return HaarPatch3d(self.patch)
+
+    def head(self, time: int) -> nn.Module:
+        return HaarUnpatch3d(self.patch)
+
+    def conv(self, in_channels: int, channels: int) -> nn.Module:
+        return CausalConv3d(in_channels, channels, (1, 3, 3))
+
+    def norm(self, channels: int) -> nn.Module:
+        return PositionNorm(channels)
+
+    def block(self, in_channels: int, channels: int) -> nn.Module:
+        return ResBlock3d(in_channels, channels, self.conv, PositionNorm)
+
+    def middle(self, channels: int) -> list[nn.Module]:
+        time = functools.partial(CausalConv3d, kernel=(3, 1, 1))
+        before, after = (ResBlock3d(channels, channels, time, PositionNorm, zero_init=True) for _ in range(2))
+        return [before, TimeAttention(channels, PositionNorm, self.time_window), after]
+
+    def down(self, channels: int, time: int, space: int) -> nn.Module:
+        return CausalConv3d(channels, channels, (1, 4, 4), (1, space, space))
+
+    def up(self, channels: int, time: int, space: int, index: int) -> nn.Module:
+        return SubpixelUp(channels, space)

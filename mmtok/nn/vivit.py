@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmtok.nn.attention import attend
 from mmtok.nn.position_bias import ContinuousBias, WindowBias, alibi_slopes
 from mmtok.nn.stream import Causal, Stream
 
@@ -135,7 +136,9 @@ class CosineAttention(nn.Module):
         if grid is not None:
             angles = grid_angles(grid, q.shape[-1], x.device)
             q, k = rotate_pairs(q, angles), rotate_pairs(k, angles)
-        return self._attend(self._unit(q, self.q_scale), self._unit(k, self.k_scale), v, bias)
+        q, k = self._unit(q, self.q_scale), self._unit(k, self.k_scale)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
+        return self.out(y.transpose(1, 2).flatten(2))
 
     def causal(self, x: Tensor, slopes: Tensor | None, stream: Stream | None) -> Tensor:
         """x [R, t, D]; slopes [H] of the bias by distance. A stream keeps keys and values of W - 1 frames."""
@@ -154,7 +157,7 @@ class CosineAttention(nn.Module):
         mask = torch.zeros(seen.shape, device=x.device, dtype=q.dtype).masked_fill(~seen, -torch.inf)
         if slopes is not None:
             mask = mask - slopes.to(q.dtype)[:, None, None] * behind.abs()
-        return self._attend(q, k, v, mask)
+        return self.out(attend(q, k, v, mask, LOGIT_SCALE).transpose(1, 2).flatten(2))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -164,10 +167,6 @@ class CosineAttention(nn.Module):
     @staticmethod
     def _unit(x: Tensor, scale: Tensor) -> Tensor:
         return F.normalize(x, dim=-1) * scale
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
-        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class WindowAttention2d(nn.Module):

@@ -57,6 +57,8 @@ class ConvVideoTokenizer(Tokenizer):
                 more, which bounds their memory; codes and values are those of the whole (but with CogVideoX's norms).
                 None: all
     tail        what is dropped while training; in a stream a policy over blocks of frames
+    show_depth  the decoder sees, in one more channel, which share of the codebooks each position was sent: what was
+                not sent is zero, and must not be taken for content
     """
 
     modality = "video"
@@ -65,7 +67,7 @@ class ConvVideoTokenizer(Tokenizer):
     def __init__(
         self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, size: tuple[int, int, int] = (17, 256, 256),
         rate: float | None = None, quant_conv: bool = False, piece: int | None = None, tail: TailDrop | None = None,
-        unit_range: bool = False,
+        unit_range: bool = False, show_depth: bool = False,
     ) -> None:
         stride, theirs = tuple(encoder.stride), tuple(decoder.stride)  # type: ignore[arg-type]
         if stride != theirs:
@@ -75,7 +77,8 @@ class ConvVideoTokenizer(Tokenizer):
         super().__init__(encoder, quantizer, decoder, stride, size, tail, unit_range)
         self.rate = rate
         self.piece = piece
-        widths = (int(encoder.z_channels), int(decoder.z_channels))  # type: ignore[arg-type]
+        self.show_depth = show_depth
+        widths = (int(encoder.z_channels), int(decoder.z_channels) - show_depth)  # type: ignore[arg-type]
         if not quant_conv and widths != (quantizer.dim, quantizer.dim):
             raise ValueError(
                 f"tokenizer.quant_conv: z_channels {widths} differ from the quantizer's {quantizer.dim}: make them"
@@ -92,7 +95,14 @@ class ConvVideoTokenizer(Tokenizer):
 
     def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
         """[B, D, t, h, w] -> padded video [B, 3, T, H, W] in the model's range."""
-        return _in_pieces(self.decoder, self.post_quant_conv(z), *self._pieces(1))
+        return _in_pieces(self.decoder, self._decoder_input(z, tokens), *self._pieces(1))
+
+    def _decoder_input(self, z: Tensor, tokens: Tokens) -> Tensor:
+        z = self.post_quant_conv(z)
+        if not self.show_depth:
+            return z
+        share = tokens.keep[0].to(z.dtype).expand(-1, tokens.grids[0].shape[1], *[-1] * 3).mean(1, keepdim=True)
+        return torch.cat([z, share.expand(len(z), 1, *z.shape[2:])], 1)
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """(t, h, w) for a video of T, H, W."""
@@ -163,7 +173,7 @@ class ConvVideoTokenizer(Tokenizer):
         height, width = tokens.size[0, 1:].tolist()
         stream = state.decoder.next(last)
         if tokens.grids[0].shape[2]:
-            z = self.post_quant_conv(self.embed(tokens))
+            z = self._decoder_input(self.embed(tokens), tokens)
         else:
             z = torch.zeros(state.batch, int(self.decoder.z_channels), *tokens.grids[0].shape[2:])  # type: ignore[arg-type]
             z = z.to(tokens.grids[0].device)

@@ -5,7 +5,8 @@ from torch import nn
 
 from mmtok.models.video.conv import ConvVideoTokenizer
 from mmtok.nn.conv_video import ConvDecoder3d, ConvEncoder3d
-from mmtok.nn.video_parts import CosmosParts, VidTokParts
+from mmtok.nn.thumbnail3d import ThumbnailDecoder3d, ThumbnailEncoder3d
+from mmtok.nn.video_parts import CosmosParts, LightParts, VidTokParts
 from mmtok.quantizers.fsq import FSQ
 
 VIDTOK = {"488": [(1, 2), (2, 2), (2, 2)], "888": [(2, 2)] * 3}
@@ -30,6 +31,14 @@ def make(parts, down, up, mult=MULT, quant_conv=True, **named):
     return randomise(model).eval()
 
 
+def thumbnail(**named):
+    torch.manual_seed(0)
+    encoder = ThumbnailEncoder3d(ConvEncoder3d(LightParts(time_window=3), 5, 16, (1, 2), 1, [(1, 2)]))
+    decoder = ThumbnailDecoder3d(ConvDecoder3d(LightParts(time_window=3), 9, 16, (1, 2), 1, [(1, 2)]))
+    model = ConvVideoTokenizer(encoder, FSQ([5] * 8), decoder, (9, 32, 32), show_depth=True, **named)
+    return randomise(model).eval()
+
+
 MODELS = {
     "vidtok_488": lambda **kw: make(VidTokParts(), VIDTOK["488"], VIDTOK["488"], **kw),
     "vidtok_488_zeros": lambda **kw: make(VidTokParts("zeros"), VIDTOK["488"], VIDTOK["488"], **kw),
@@ -37,6 +46,7 @@ MODELS = {
     "vidtok_look_ahead": lambda **kw: make(VidTokParts(look_ahead=True), VIDTOK["488"], VIDTOK["488"], **kw),
     "cosmos_488": lambda **kw: make(CosmosParts(2, time_window=4), [(2, 2), (1, 2)], [(1, 2), (2, 2)], (1, 2, 2), **kw),
     "cosmos_888": lambda **kw: make(CosmosParts(4, time_window=3), [(2, 2), (1, 1)], [(1, 1), (2, 2)], (1, 2, 2), **kw),
+    "thumbnail": thumbnail,
 }  # fmt: skip
 
 
