@@ -147,6 +147,8 @@ def _shard_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument("--seconds", type=float, help="cut videos into clips of this length")
     command.add_argument("--gop", type=float, default=1.0, help="most seconds between key frames of such clips")
     command.add_argument("--quality", type=int, default=95, help="of that JPEG")
+    command.add_argument("--tile", type=int, help="cut images into squares of this side, at several scales")
+    command.add_argument("--tile-detail", type=float, default=0.0, help="leave out finer tiles with less detail")
     command.add_argument("--no-shuffle", action="store_true", help="keep the source's order")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
 
@@ -262,6 +264,7 @@ def _shards_make(options: argparse.Namespace) -> int:
     reports = make(
         options.source, str(options.out), options.samples_per_shard, options.shard_bytes, options.short_side,
         options.quality, options.workers, not options.no_shuffle, options.seconds, options.gop,
+        options.tile, options.tile_detail,
     )
     for report in reports:
         print(describe(report))

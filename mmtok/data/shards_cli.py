@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmtok.data.check import CheckReport, check_shards
+from mmtok.data.tiles import Tiling
 from mmtok.data.write import Encoding, Report, make_samples, make_shards
 
 
@@ -19,6 +20,8 @@ def make(
     shuffle: bool = True,
     seconds: float | None = None,
     gop: float = 1.0,
+    tile: int | None = None,
+    tile_detail: float = 0.0,
 ) -> list[Report]:
     """Write WebDataset shards and their index.json.
 
@@ -34,6 +37,9 @@ def make(
         workers: processes.
         seconds: cut videos into clips of this length, encoded anew (a short rest joins the clip before).
         gop: at most so many seconds between key frames of such clips.
+        tile: cut images into squares of this side, at their size and at halvings of it: small crops of large
+            photographs then need no large decode.
+        tile_detail: leave out tiles of finer scales below this mean step between neighbours (grey levels).
         shuffle: mix the samples once while writing (a fixed order); Parquet keeps its own.
 
     ValueError when the destination holds anything, or the source is unusable.
@@ -44,10 +50,11 @@ def make(
         raise ValueError(f"quality: 1 to 100, got {quality}")
     if seconds is not None and seconds <= 0 or gop <= 0:
         raise ValueError(f"seconds and gop: positive, got {seconds} and {gop}")
+    tiling = None if tile is None else Tiling(tile, tile_detail)
     folder = Path(destination).expanduser()
     if source.startswith("samples:"):
-        return make_samples(source, folder, short_side, quality, workers)
-    encoding = Encoding(short_side, quality, seconds, gop)
+        return make_samples(source, folder, short_side, quality, workers, tiling)
+    encoding = Encoding(short_side, quality, seconds, gop, tiling)
     return [make_shards(source, folder, samples_per_shard, shard_bytes, encoding, workers, shuffle)]
 
 

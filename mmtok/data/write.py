@@ -27,6 +27,7 @@ from mmtok.data.media import IMAGES, MEDIA, VIDEOS, examine
 from mmtok.data.order import mix
 from mmtok.data.samples import HELDOUT, TRAIN
 from mmtok.data.sources import Item, read_items, sample_items
+from mmtok.data.tiles import Tiling
 from mmtok.data.workers import follow_parent
 
 SAMPLE_SECONDS = 2.0  # of training clips of sample videos
@@ -51,12 +52,14 @@ class Encoding:
     quality     of that JPEG
     seconds     videos are cut into clips of so many seconds and encoded anew; None does so only to reduce their size
     gop         most seconds between the key frames of such clips
+    tiling      cuts images into tiles, after `short_side`; every tile becomes a sample
     """
 
     short_side: int | None = None
     quality: int = 95
     seconds: float | None = None
     gop: float = 1.0
+    tiling: Tiling | None = None
 
 
 def make_shards(
@@ -78,11 +81,13 @@ def make_shards(
 
 
 def make_samples(
-    name: str, folder: Path, short_side: int | None = None, quality: int = 95, workers: int = 1
+    name: str, folder: Path, short_side: int | None = None, quality: int = 95, workers: int = 1,
+    tiling: Tiling | None = None,
 ) -> list[Report]:
     """folder/train and folder/heldout of a sample set; held-out samples always keep their bytes."""
     reports = []
-    for split, encoding in ((TRAIN, Encoding(short_side, quality, SAMPLE_SECONDS)), (HELDOUT, Encoding())):
+    training = Encoding(short_side, quality, SAMPLE_SECONDS, tiling=tiling)
+    for split, encoding in ((TRAIN, training), (HELDOUT, Encoding())):
         items = sample_items(name, split)
         if items:
             report = _write(iter(items), folder / split, 1000, 1 << 30, encoding, workers, progress=False)
@@ -213,6 +218,9 @@ def _samples(item: Item, encoding: Encoding) -> Iterator[tuple[str, dict[str, by
         film = camera_path(photo.pixels(min(photo.size) / 512), item.camera)
         yield item.key, *_members(replace(item, ext="mp4", data=film), Encoding())
         return
+    if item.ext in IMAGES and encoding.tiling is not None:
+        yield from _tiles(item, encoding, encoding.tiling)
+        return
     cutting = Cutting(encoding.seconds, encoding.gop, encoding.short_side)
     if item.ext not in VIDEOS or cutting.keeps:
         yield item.key, *_members(item, encoding)
@@ -239,22 +247,38 @@ def _members(item: Item, encoding: Encoding) -> tuple[dict[str, bytes], tuple[in
     if item.ext not in MEDIA:
         raise BadSample("unsupported", f"extension .{item.ext}")
     data = _bytes(item)
-    ext, short = item.ext, encoding.short_side
-    size = (0, 0)
-    if ext in IMAGES and short:
+    if item.ext in IMAGES and encoding.short_side:
         image = EncodedImage(data)
-        if min(image.size) > short:
-            size, pixels = image.size, image.pixels()
-            scale = short / min(size)
-            size = (round(size[0] * scale), round(size[1] * scale))
-            stream = io.BytesIO()
-            resized = pixels.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-            resized.info.clear()  # no EXIF: the pixels are upright now
-            resized.save(stream, "JPEG", quality=encoding.quality, subsampling=0)
-            ext, data = "jpg", stream.getvalue()
-    if size == (0, 0):
-        size = examine(ext, data)
-    return _beside(item, {ext: data}), size
+        if min(image.size) > encoding.short_side:
+            pixels = _shrunk(image, encoding.short_side)
+            return _beside(item, {"jpg": _jpeg(pixels, encoding.quality)}), (pixels.height, pixels.width)
+    return _beside(item, {item.ext: data}), examine(item.ext, data)
+
+
+def _tiles(
+    item: Item, encoding: Encoding, tiling: Tiling
+) -> Iterator[tuple[str, dict[str, bytes], tuple[int, int]]]:
+    """As `_samples`, one a tile."""
+    image = EncodedImage(_bytes(item))
+    for name, tile in tiling(_shrunk(image, encoding.short_side or min(image.size))):
+        members = _beside(item, {"jpg": _jpeg(tile, encoding.quality)})
+        yield f"{item.key}-{name}", members, (tile.height, tile.width)
+
+
+def _shrunk(image: EncodedImage, short_side: int) -> Image.Image:
+    """Upright pixels with at most this short side. Raises BadSample."""
+    (height, width), pixels = image.size, image.pixels()
+    scale = short_side / min(height, width)
+    if scale >= 1:
+        return pixels
+    return pixels.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+
+
+def _jpeg(pixels: Image.Image, quality: int) -> bytes:
+    stream = io.BytesIO()
+    pixels.info.clear()  # no EXIF: the pixels are upright now
+    pixels.save(stream, "JPEG", quality=quality, subsampling=0)
+    return stream.getvalue()
 
 
 def _beside(item: Item, members: dict[str, bytes]) -> dict[str, bytes]:

@@ -54,7 +54,7 @@ class VQ(Quantizer):
     ema_sums: Tensor
     ema_counts: Tensor
 
-    training_state = ("ema_sums", "ema_counts", "usage")
+    training_state: tuple[str, ...] = ("ema_sums", "ema_counts", "usage")
 
     def __init__(
         self, dim: int, codebook_size: int, l2_norm: bool = False, ema_decay: float | None = None,
