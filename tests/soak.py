@@ -2,7 +2,8 @@
 
     python tests/soak.py --json benchmarks/results/soak.json [--kills 25] [--seconds 120] [--only NAME ...]
 
-Every part says what was injected, how often, what came out, what was lost and how long recovery took.
+Every part says what was injected, how often, what came out, what was lost and how long recovery took, and whether that
+is as promised (`ok`). Exit code 1 when a part is not.
 """
 
 import argparse
@@ -15,20 +16,29 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "training"), str(Path(__file__).parent / "contract")]
+sys.path[:0] = [str(Path(__file__).parent / name) for name in (".", "training", "contract")]
 
 import torch  # noqa: E402
 from fault_toys import Job, run_rank, save, write_rank  # noqa: E402
+from soak_data import DataSoak  # noqa: E402
 from training_toys import keys, same, write_shards  # noqa: E402
 
+from mmtok.data import ShardData  # noqa: E402
 from mmtok.training.checkpoint_io import damage, latest, read_manifest  # noqa: E402
 
-FAST = {"trainer__limit_val_batches": 0, "checkpoint__every": 5, "data__init_args__num_workers": 2}
+EVERY = 5  # steps between checkpoints
+FAST = {"trainer__limit_val_batches": 0, "checkpoint__every": EVERY, "data__init_args__num_workers": 2}
+NAMES = (
+    "random_kills", "signals", "stops", "truncation", "order", "corpus", "round_trips", "crowd", "fuzz", "leaks",
+)  # fmt: skip
 
 
-class Soak:
+class Soak(DataSoak):
+    """Training under faults; the parts about data are in soak_data.py."""
+
     def __init__(self, root: Path, kills: int, seconds: float, seed: int) -> None:
         self.root, self.kills, self.seconds, self.rng = root, kills, seconds, random.Random(seed)
         context = multiprocessing.get_context("forkserver")
@@ -41,84 +51,105 @@ class Soak:
         process.start()
         return process
 
-    # ---- training -----------------------------------------------------------------------------------------------
+    def folder(self, name: str) -> Path:
+        folder = self.root / name
+        folder.mkdir()
+        return folder
 
     def random_kills(self) -> dict:
-        """SIGKILL at random moments of a run with workers; the finished run is compared with an undisturbed one."""
-        folder, steps = self.root / "kills", 12 * self.kills
-        folder.mkdir()
+        """SIGKILL at random moments of a run with workers, every fifth while a checkpoint is being written; the
+        finished run is compared with an undisturbed one."""
+        folder, steps = self.folder("kills"), 12 * self.kills
         job = Job(self.start, folder, self.shards)
         options = FAST | {"trainer__max_steps": steps, "model__generator_schedule__init_args__total": steps}
         assert job.run("whole", 1, timeout=900, **options) == [0]
         path = write_rank(folder, self.shards, "run", 0, 1, None, **options)
-        record, recovered, lost, damaged, kills = folder / "run.0.keys", [], [], 0, 0
+        record, checkpoints = folder / "run.0.keys", folder / "run/checkpoints"
+        recovered, lost, damaged, kills, writing = [], [], 0, 0, 0
         while True:
-            begun, seen = time.monotonic(), len(record.read_text().splitlines()) if record.is_file() else 0
+            begun, seen = time.monotonic(), _lines(record)
             process = self.start(run_rank, 0, 1, 0, path, "--ckpt_path", "last")
-            wait = self.rng.uniform(0.0, 1.5) if kills < self.kills else 1e9
-            first = None
-            while process.is_alive() and (first is None or time.monotonic() - first < wait):
-                if first is None and record.is_file() and len(record.read_text().splitlines()) > seen:
-                    first = time.monotonic()
-                    recovered.append(first - begun)
+            while process.is_alive() and _lines(record) == seen:
                 time.sleep(0.01)
+            recovered.append(time.monotonic() - begun)
+            if kills < self.kills:
+                enough = _lines(record) + self.rng.randint(0, 9)
+                while process.is_alive() and _lines(record) < enough:
+                    time.sleep(0.005)
+                time.sleep(self.rng.uniform(0, 0.1))
+                while process.is_alive() and kills % 5 == 4 and not any(checkpoints.glob(".last.ckpt.*")):
+                    time.sleep(0.0005)
+            else:
+                process.join()
             if not process.is_alive():
                 break
             process.kill()
             process.join()
             kills += 1
-            newest = latest(folder / "run/checkpoints")
-            at = read_manifest(folder / "run/checkpoints")
-            damaged += bool(at) and (newest is None or damage(newest) is not None)
-            reached = json.loads(record.read_text().splitlines()[-1])[0]
-            lost.append(reached - (at[0]["step"] if at else 0))
-        process.join()
+            writing += any(checkpoints.glob(".last.ckpt.*"))
+            newest, rows = latest(checkpoints), read_manifest(checkpoints)
+            damaged += bool(rows) and (newest is None or damage(newest) is not None)
+            saved = 0 if newest is None else torch.load(newest, weights_only=True)["global_step"]
+            lost.append(json.loads(record.read_text().splitlines()[-1])[0] - saved)
         a, b = job.checkpoint("whole"), job.checkpoint("run")
         parts = ("state_dict", "ema", "optimizer_states", "batches", "global_step")
         differ = [where for part in parts for where in same(a[part], b[part], part)]
-        equal = keys(folder / "whole.0.keys") == keys(record)
+        whole, run = keys(folder / "whole.0.keys"), keys(record)
+        wrong = sum(run.get(step) != names for step, names in whole.items())
         return {
-            "injected": kills, "checkpoints_damaged": damaged, "exit_code": process.exitcode,
-            "bits_that_differ": differ, "same_samples": equal, "steps_repeated_at_most": max(lost), "interval": 5,
-            "data_lost": 0 if equal else 1,
-            **_times(recovered),
+            "injected": kills, "while_writing": writing, "checkpoints_damaged": damaged, "steps": steps,
+            "exit_code": process.exitcode, "bits_that_differ": differ, "steps_with_other_samples": wrong,
+            "interval": EVERY, "steps_repeated_at_most": max(lost), **_times("seconds_to_recover", recovered[1:]),
+            "ok": kills == self.kills and not (damaged or differ or wrong) and process.exitcode == 0
+            and len(run) == steps and max(lost) <= EVERY,
         }  # fmt: skip
 
     def signals(self) -> dict:
         """SIGTERM or SIGUSR1 to one of two ranks, then on again."""
-        folder = self.root / "signals"
-        folder.mkdir()
-        job, codes, steps, times = Job(self.start, folder, self.shards), [], [], []
-        for i in range(max(2, self.kills // 5)):
-            what, hurt = self.rng.choice(["SIGTERM", "SIGUSR1"]), self.rng.randrange(2)
-            at = 3 * (i + 1)
-            begun = time.monotonic()
+        folder = self.folder("signals")
+        job, right, late, recovered, leaving = Job(self.start, folder, self.shards), 0, [], [], []
+        for i in range(max(2, self.kills * 2 // 5)):
+            what, hurt, at = self.rng.choice(["SIGTERM", "SIGUSR1"]), self.rng.randrange(2), 3 * (i + 1)
+            record, begun = folder / "run.0.keys", time.time()
+            seen = _lines(record)
             code = job.run("run", 2, "--ckpt_path", "last", fault={"what": what, "at": at}, hurt=hurt,
                            trainer__max_steps=1000, trainer__limit_val_batches=0)  # fmt: skip
-            times.append(time.monotonic() - begun)
+            times = [json.loads(line)[2] for line in record.read_text().splitlines()[seen:]]
+            recovered.append(times[0] - begun)
+            leaving.append(time.time() - times[-1])
             # who was told ends with its own signal's code, the other with that of SIGTERM
-            codes.append(code == [128 + getattr(signal, what) if rank == hurt else 143 for rank in range(2)])
-            steps.append(job.checkpoint("run")["global_step"] - at)
-        return {"injected": len(codes), "codes_right": all(codes), "steps_after_signal": max(steps), "data_lost": 0,
-                "seconds_start_to_stop_median": statistics.median(times)}  # fmt: skip
+            right += code == [128 + getattr(signal, what) if rank == hurt else 143 for rank in range(2)]
+            late.append(job.checkpoint("run")["global_step"] - at)
+        ranks = [keys(folder / f"run.{rank}.keys") for rank in range(2)]
+        wanted = ShardData(str(self.shards / "s-*.tar"), batch_size=8, image_size=32, num_workers=0,
+                           batches_per_epoch=10**6)  # fmt: skip
+        line = islice(wanted.train_loader(0, 1), max(ranks[0]))
+        wrong = sum(ranks[0].get(n + 1, []) + ranks[1].get(n + 1, []) != list(b.keys) for n, b in enumerate(line))
+        return {"injected": len(late), "codes_right": right, "steps_after_signal": max(late),
+                "steps_with_other_samples": wrong, **_times("seconds_to_recover", recovered),
+                **_times("seconds_from_last_step_to_exit", leaving),
+                "ok": right == len(late) and max(late) <= 1 and not wrong}  # fmt: skip
 
     def stops(self) -> dict:
         """SIGSTOP to one of two ranks: the job ends and names it."""
-        folder = self.root / "stops"
-        folder.mkdir()
-        job, rows = Job(self.start, folder, self.shards), []
-        for i in range(2):
-            begun = time.monotonic()
-            codes = job.run(f"run{i}", 2, fault={"what": "SIGSTOP", "at": 4}, hurt=i, watch__timeout=5.0,
-                            trainer__limit_val_batches=0)  # fmt: skip
-            rows.append((codes, f"stopped rank {i} on" in job.said[1 - i], time.monotonic() - begun))
-        return {"injected": len(rows), "timeout": 5, "codes": [r[0] for r in rows], "named": all(r[1] for r in rows),
-                "seconds_at_most": max(r[2] for r in rows)}  # fmt: skip
+        folder, timeout = self.folder("stops"), 5.0
+        job, codes, named, waited = Job(self.start, folder, self.shards), [], 0, []
+        for i in range(max(2, self.kills // 6)):
+            hurt = i % 2
+            codes.append(job.run(f"run{i}", 2, fault={"what": "SIGSTOP", "at": 4}, hurt=hurt, watch__timeout=timeout,
+                                 trainer__limit_val_batches=0))  # fmt: skip
+            last = json.loads((folder / f"run{i}.{1 - hurt}.keys").read_text().splitlines()[-1])[2]
+            waited.append(time.time() - last)
+            named += f"stopped rank {hurt} on" in job.said[1 - hurt]
+        right = sum(code == ([-9, 124] if n % 2 == 0 else [124, -9]) for n, code in enumerate(codes))
+        return {"injected": len(codes), "timeout": timeout, "codes_right": right, "named": named,
+                "seconds_to_end_worst": round(max(waited), 2),
+                "ok": right == named == len(codes) and max(waited) < timeout + 30}  # fmt: skip
 
     def truncation(self) -> dict:
         """last.ckpt cut or flipped anywhere: always noticed, the one before is used."""
-        folder, found = self.root / "cut", 0
-        for i in range(40):
+        folder, found, times = self.folder("cut"), 0, 40
+        for i in range(times):
             save(folder, 2 * i)
             path = save(folder, 2 * i + 1)
             data = bytearray(path.read_bytes())
@@ -128,192 +159,84 @@ class Soak:
             path.write_bytes(bytes(data if i % 2 else data[:at]))
             newest = latest(folder, mend=False)
             found += newest is not None and newest.name == "previous.ckpt"
-        return {"injected": 40, "noticed": found}
+        return {"injected": times, "noticed": found, "ok": found == times}
 
     def leaks(self) -> dict:
-        """A run with workers for a while: memory, open files, zombies."""
-        folder = self.root / "leaks"
-        folder.mkdir()
+        """A run with workers and validations for a while: memory, open files, zombies, once the first third is over."""
+        folder = self.folder("leaks")
         path = write_rank(folder, self.shards, "run", 0, 1, None, **FAST | {
-            "trainer__max_steps": 10**7, "trainer__val_check_interval": 50, "checkpoint__every": 50})  # fmt: skip
-        process = self.start(run_rank, 0, 1, 0, path)
-        rows, begun = [], time.monotonic()
+            "trainer__max_steps": 10**7, "trainer__val_check_interval": 50, "trainer__limit_val_batches": 1,
+            "checkpoint__every": 50, "trainer__log_every_n_steps": 50})  # fmt: skip
+        process, rows, record = self.start(run_rank, 0, 1, 0, path), [], folder / "run.0.keys"
+        begun = time.monotonic()
         while process.is_alive() and time.monotonic() - begun < self.seconds:
             time.sleep(1)
-            rows.append(_state(process.pid))
+            rows.append((_lines(record), *_state(process.pid)))
         os.kill(process.pid, signal.SIGTERM)
-        process.join(60)
-        late = rows[len(rows) // 3 :]  # after caches are warm
-        hours = max(len(late) - 1, 1) / 3600
-        growth = (late[-1][0] / late[0][0] - 1) / hours
+        process.join(120)
+        middle, late = rows[len(rows) // 3 : 2 * len(rows) // 3], rows[2 * len(rows) // 3 :]
+        (steps, memory), (later, more) = (
+            [statistics.median(row[k] for row in part) for k in (0, 1)] for part in (middle, late)
+        )
+        files = [max(row[2] for row in part) for part in (middle, late)]
+        zombies = max(row[3] for row in rows)
+        growth = 100 * (more / memory - 1)
         return {
-            "seconds": len(rows), "exit_code": process.exitcode,
-            "steps": len((folder / "run.0.keys").read_text().splitlines()),
-            "rss_mb_first": late[0][0] / 1e6, "rss_mb_last": late[-1][0] / 1e6,
-            "rss_growth_percent_an_hour": 100 * growth,
-            "open_files_first": late[0][1], "open_files_last": late[-1][1], "zombies": max(r[2] for r in rows),
+            "seconds": len(rows), "exit_code": process.exitcode, "steps": _lines(record),
+            "rss_mb_middle_third": round(memory / 1e6, 1), "rss_mb_last_third": round(more / 1e6, 1),
+            "rss_growth_percent": round(growth, 3), "steps_between": later - steps,
+            "open_files_at_most": files, "zombies": zombies,
+            "ok": process.exitcode == 143 and growth < 1 and files[1] <= files[0] and not zombies,
         }  # fmt: skip
 
-    # ---- data ---------------------------------------------------------------------------------------------------
 
-    def order(self) -> dict:
-        """One epoch for every world, number of workers and start method: each key once."""
-        from mmtok.data import ShardData
-
-        wrong, tried, reference = [], 0, None
-        for world in (1, 2, 4):
-            for workers, method in ((0, None), (1, "fork"), (3, "fork"), (1, "spawn"), (3, "forkserver")):
-                if method == "spawn" and world == 4:
-                    continue  # the same code as world 2, at the price of twelve interpreters
-                found = []
-                for rank in range(world):
-                    module = ShardData(str(self.shards), batch_size=4 // world, image_size=16, num_workers=workers,
-                                       start_method=method)  # fmt: skip
-                    loader = module.train_loader(rank, world)
-                    batches = iter(loader)
-                    found.append([next(batches).keys for _ in range(6)])
-                    loader.close()
-                line = [key for step in zip(*found, strict=True) for part in step for key in part]
-                tried += 1
-                if len(set(line)) != 24 or line != (reference or line):
-                    wrong.append([world, workers, method])
-                reference = line
-        return {"settings": tried, "wrong": wrong}
-
-    def corpus(self) -> dict:
-        """Tokenization killed at random moments; and its speed beside one plain loop."""
-        from mmtok.cli import main
-        from mmtok.corpus import Job as Corpus
-        from mmtok.corpus import tokenize
-        from mmtok.data import ShardData
-        from mmtok.hub import build, load
-        from mmtok.hub import save as save_tokenizer
-
-        sys.path.insert(0, str(Path(__file__).parent))
-        from conftest import SMALL_MODEL
-
-        torch.manual_seed(0)
-        model = save_tokenizer(build(SMALL_MODEL), self.root / "model")
-        shards = self.shards
-        wanted = tokenize(str(shards), Corpus(str(self.root / "tokens"), str(model), batch_size=2), 0, progress=False)
-        command = ["tokenize", str(shards), str(self.root / "hurt"), "--model", str(model), "--batch-size", "2",
-                   "--workers", "0"]  # fmt: skip
-        kills = 0
-        while kills < max(3, self.kills // 3):
-            process = self.start(main, command)
-            time.sleep(self.rng.uniform(0.05, 0.6))
-            if not process.is_alive():
-                break
-            process.kill()
-            process.join()
-            kills += 1
-        assert main(command) == 0
-        equal = all(
-            (self.root / "hurt" / path.name).read_bytes() == path.read_bytes()
-            for path in (self.root / "tokens").glob("*.bin")
-        )
-        tokenizer, codes, begun = load(model), 0, time.perf_counter()
-        module = ShardData(str(shards), image_size=64, batch_size=2, num_workers=0)
-        for batch in module.eval_loader("x", str(shards), 0, 1):
-            codes += int(tokenizer.encode(batch).num_sent.sum())
-        plain = codes / (time.perf_counter() - begun)
-        speed = wanted["codes_per_worker_second"]
-        return {"injected": kills, "data_lost": 0 if equal else 1, "codes": wanted["codes"], "codes_per_second": speed,
-                "plain_loop_codes_per_second": plain, "ratio": speed / plain}  # fmt: skip
-
-    # ---- hostile bytes --------------------------------------------------------------------------------------------
-
-    def fuzz(self) -> dict:
-        """Mutated token files, indexes and configs until the time is over: errors of one line, nothing else."""
-        from mmtok import load
-        from mmtok.bitstream import pack, unpack
-        from mmtok.data.index import parse_index
-        from mmtok.folder import read_config
-
-        model = load(self.root / "model")
-        token = pack(model.encode(torch.rand(1, 3, 64, 64) * 2 - 1))
-        index, config = (self.shards / "index.json").read_bytes(), (self.root / "model/config.yaml").read_bytes()
-        file, counts, other, slowest = self.root / "config.yaml", {"tried": 0, "refused": 0, "accepted": 0}, [], 0.0
-
-        def read(data: bytes) -> None:
-            file.write_bytes(data)
-            read_config(file)
-
-        targets = [(token, lambda d: unpack(d, model).validate()), (index, lambda d: parse_index(d, "index.json")),
-                   (config, read)]  # fmt: skip
-        end = time.monotonic() + self.seconds / 2
-        while time.monotonic() < end:
-            whole, reader = self.rng.choice(targets)
-            data = self._mutate(bytearray(whole))
-            counts["tried"] += 1
-            begun = time.perf_counter()
-            try:
-                reader(data)
-                counts["accepted"] += 1
-            except ValueError:
-                counts["refused"] += 1
-            except BaseException as error:
-                other.append(f"{type(error).__name__}: {error}"[:200])
-            slowest = max(slowest, time.perf_counter() - begun)
-        return counts | {"other_errors": other[:20], "slowest_seconds": slowest}
-
-    def _mutate(self, data: bytearray) -> bytes:
-        for _ in range(self.rng.randint(1, 6)):
-            at, kind = self.rng.randrange(len(data)), self.rng.randrange(4)
-            if kind == 0:
-                data[at] = self.rng.randrange(256)
-            elif kind == 1:
-                del data[at : at + self.rng.randint(1, 20)]
-            elif kind == 2:
-                data[at:at] = bytes(self.rng.randrange(256) for _ in range(self.rng.randint(1, 8)))
-            else:
-                data[at:at] = self.rng.choice([b"9" * 25, b"[[[[", b'{"', b"-1", b"null", b"1e999", b"\\ud800", b"\0"])
-            if not data:
-                return b""
-        return bytes(data)
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def _state(pid: int) -> tuple[int, int, int]:
     """Resident bytes and open files of a process, zombies among its children."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        files = len(os.listdir(f"/proc/{pid}/fd"))
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        zombies = sum(Path(f"/proc/{c}/stat").read_text().rpartition(")")[2].split()[0] == "Z" for c in children)
-    except OSError:
-        return 1, 0, 0
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    files = len(os.listdir(f"/proc/{pid}/fd"))
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    zombies = 0
+    for child in children:
+        try:
+            zombies += Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:  # it ended meanwhile, and its parent knows
+            continue
     return pages * os.sysconf("SC_PAGE_SIZE"), files, zombies
 
 
-def _times(seconds: list[float]) -> dict:
-    rounded = sorted(round(s, 2) for s in seconds)
-    return {"seconds_to_recover_median": statistics.median(rounded), "seconds_to_recover_worst": rounded[-1]}
+def _times(name: str, seconds: list[float]) -> dict:
+    return {f"{name}_median": round(statistics.median(seconds), 2), f"{name}_worst": round(max(seconds), 2)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=120, help="of the leak check; fuzzing takes half as long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    found: dict = {"kills": options.kills, "seconds": options.seconds, "torch": torch.__version__}
+    begun = time.monotonic()
+    found: dict = {"kills": options.kills, "seconds": options.seconds, "seed": options.seed, "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder), options.kills, options.seconds, options.seed)
-        for part in (soak.random_kills, soak.signals, soak.stops, soak.truncation, soak.order, soak.corpus, soak.fuzz,
-                     soak.leaks):  # fmt: skip
-            name = part.__name__
-            if options.only and name not in options.only:
+        for name in NAMES:
+            if name not in options.only:
                 continue
-            begun = time.monotonic()
-            found[name] = part() | {"took_seconds": round(time.monotonic() - begun, 1)}
+            started = time.monotonic()
+            found[name] = getattr(soak, name)() | {"took_seconds": round(time.monotonic() - started, 1)}
             print(name, json.dumps(found[name]), flush=True)
+            found["ok"] = all(part["ok"] for part in found.values() if isinstance(part, dict))
+            found["took_minutes"] = round((time.monotonic() - begun) / 60, 1)
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+    return 0 if found["ok"] else 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +95,14 @@ def write_config(path: Path, node: dict) -> str:
 
 
 class Recorder(Callback):
-    """Notes the keys of every batch and the random state at the end; kills the process after `kill` steps."""
+    """Notes keys and time of every batch, and the random state at the end; kills the process after `kill` steps."""
 
     def __init__(self, path: str, kill: int | None = None, signal: int = 9) -> None:
         self.path, self.kill, self.signal = Path(path), kill, signal
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         with open(self.path, "a") as stream:
-            stream.write(json.dumps([trainer.global_step, list(batch.keys)]) + "\n")
+            stream.write(json.dumps([trainer.global_step, list(batch.keys), time.time()]) + "\n")
         if trainer.global_step == self.kill:
             os.kill(os.getpid(), self.signal)
 
@@ -153,7 +154,7 @@ class RankState(Callback):
 
 def keys(path: Path) -> dict[int, list[str]]:
     """Step -> keys; of a step that ran twice, the last time counts."""
-    return {step: names for step, names in map(json.loads, path.read_text().splitlines())}
+    return {step: names for step, names, _ in map(json.loads, path.read_text().splitlines())}
 
 
 def same(a, b, where: str = "") -> list[str]:
