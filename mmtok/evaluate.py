@@ -64,8 +64,11 @@ def main(
                 audio files
     out         folder for metrics.json, plots/ and report/; None writes nothing
     lengths     tokens (codebooks, for residual codecs) to evaluate; () takes powers of two and the full length
-    metrics     of psnr, ssim, lpips_alex, lpips_vgg, fd_vgg16, rfid; for codecs see `mmtok.metrics.audio.suite.NAMES`
-    codecs      anchors measured beside the model, of jpeg, webp, avif; opus, codec2 for codecs; () for none
+    metrics     of psnr, ssim, lpips_alex, lpips_vgg, fd_vgg16, rfid (of video instead: rfvd_i3dts, rfvd_i3dtats,
+                rfvd_videomae); for codecs see `mmtok.metrics.audio.suite.NAMES`
+    codecs      anchors measured beside the model, of jpeg, webp, avif; x264, x265, svtav1 for video; opus, codec2 for
+                codecs; () for none
+    frechet_of_codecs  Frechet distances of image and video codecs too: a network pass for each of their settings
     image_size  side in pixels; None is the model's own
     preset      resize and crop, one of `PRESETS`
     rounding    "round" or "truncate"
@@ -95,7 +98,7 @@ def main(
     if tokenizer.modality == "video":
         from mmtok.evaluate_video import evaluate_video, plan_video
 
-        video = plan_video(lengths, metrics, codecs, samples, rounding)
+        video = plan_video(lengths, metrics, codecs, samples, rounding, frechet_of_codecs)
         clips = evaluate_video(
             tokenizer, data, video, frames, fps, image_size, batch_size, num_workers, limit, only, device, weights,
             rank, world, quiet,
@@ -226,6 +229,7 @@ def command_line(
     parser.add_argument("--lengths", type=int, nargs="+", default=(), help="default: powers of two and the full length")
     parser.add_argument(
         "--metrics", nargs="+", default=metrics, help="images: psnr ssim lpips_alex lpips_vgg fd_vgg16 rfid;"
+        " video: rfvd_i3dts rfvd_i3dtats rfvd_videomae in place of rfid;"
         " audio: distillmos dnsmos utmos pesq stoi estoi si_sdr mel mel80 stft f0 wer speaker",
     )
     parser.add_argument(

@@ -15,12 +15,13 @@ METRICS = ("psnr", "ssim", "lpips_alex")
 
 
 def plan_video(
-    lengths: Sequence[int], metrics: Sequence[str] | None, codecs: Sequence[str] | None, samples: int, rounding: str
+    lengths: Sequence[int], metrics: Sequence[str] | None, codecs: Sequence[str] | None, samples: int, rounding: str,
+    frechet_of_codecs: bool = False,
 ) -> Plan:
     """The plan; None takes the default metrics, and every codec."""
     return Plan(
         tuple(lengths), METRICS if metrics is None else tuple(metrics), tuple(TITLES if codecs is None else codecs),
-        samples, rounding,
+        samples, rounding, frechet_of_codecs,
     )
 
 
@@ -52,7 +53,7 @@ def evaluate_video(
     samples = chosen(names, only)[:limit]
     loader.dataset.samples = samples[rank::world]
     expected.update(names[sample] for sample in samples)
-    run = VideoEvaluation(tokenizer, (count, height, height), plan, device, weights)  # type: ignore[arg-type]
+    run = VideoEvaluation(tokenizer, (count, height, height), plan, device, weights, rate)  # type: ignore[arg-type]
     for batch in track(loader, "evaluate", total=len(loader), disable=quiet or rank > 0):
         run.update(batch)
     run.skip(loader.bad.total())

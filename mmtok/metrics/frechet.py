@@ -15,9 +15,13 @@ from mmtok.metrics.base import Metric, key_hash
 
 
 class Moments(Metric):
-    """Count, sum and sum of outer products of features [B, D]: all that a Gaussian fit needs."""
+    """Count, sum and sum of outer products of features [B, D]: all that a Gaussian fit needs.
 
-    def __init__(self, dim: int) -> None:
+    biased  the covariance divides by n, as some protocols of video do, instead of n - 1
+    """
+
+    def __init__(self, dim: int, biased: bool = False) -> None:
+        self.biased = biased
         super().__init__(
             count=torch.zeros(1, dtype=torch.int64), total=torch.zeros(dim, dtype=torch.float64),
             outer=torch.zeros(dim, dim, dtype=torch.float64),
@@ -37,11 +41,11 @@ class Moments(Metric):
         return int(self.states["count"])
 
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance; ValueError below two images."""
+        """Mean and covariance; ValueError below two items."""
         if self.count < 2:
-            raise ValueError(f"frechet: needs at least 2 images, got {self.count}")
+            raise ValueError(f"frechet: needs at least 2 items, got {self.count}")
         mean = self.states["total"] / self.count
-        cov = (self.states["outer"] - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        cov = (self.states["outer"] - self.count * torch.outer(mean, mean)) / (self.count - (not self.biased))
         return Gaussian(mean, (cov + cov.T) / 2)
 
     def compute(self) -> dict[str, float]:
@@ -63,13 +67,14 @@ class Gaussian:
 
 
 class ReferenceMoments:
-    """Moments of the real images in two halves, split by name so that every process agrees.
+    """Moments of the real items in two halves, split by name so that every process agrees.
 
-    The distance between the halves is the floor below which a value on this many images says little.
+    The distance between the halves is the floor below which a value on this many items says little.
+    biased  see `Moments`
     """
 
-    def __init__(self, dim: int) -> None:
-        self.halves = (Moments(dim), Moments(dim))
+    def __init__(self, dim: int, biased: bool = False) -> None:
+        self.halves = (Moments(dim, biased), Moments(dim, biased))
 
     def update(self, features: Tensor, keys: tuple[str, ...]) -> None:
         odd = torch.tensor([key_hash(key) % 2 == 1 for key in keys], device=features.device)
@@ -79,13 +84,13 @@ class ReferenceMoments:
     def whole(self) -> Moments:
         """Both halves together."""
         first, second = self.halves
-        out = Moments(first.states["total"].numel())
+        out = Moments(first.states["total"].numel(), first.biased)
         for half in (first, second):
             out.merge(half)
         return out
 
     def floor(self) -> float | None:
-        """Distance between the halves; None when one of them has fewer than two images."""
+        """Distance between the halves; None when one of them has fewer than two items."""
         if min(half.count for half in self.halves) < 2:
             return None
         return frechet_distance(*(half.gaussian() for half in self.halves))

@@ -51,7 +51,7 @@ _KNOWN = {
     "inception_score_1split": Label("IS (1 split)", 2, "higher"),
 }
 _NETWORKS = {"dwer_": Label("dWER", 3, "lower"), "speaker_": Label("speaker similarity", 3, "higher")}
-_PREFIXES = {"rfid_": "rFID", "fd_vgg16_": "FD VGG16"}
+_PREFIXES = {"rfid_": "rFID", "fd_vgg16_": "FD VGG16", "rfvd_": "rFVD"}
 RATE_KEYS = (
     "tokens", "tokens_per_second", "kbps_file", "kbps_payload", "kbps_nominal", "kbps_entropy", "bytes_file",
     "bpp_file", "bits_nominal", "bits_entropy",

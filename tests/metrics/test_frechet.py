@@ -67,7 +67,7 @@ def test_the_split_half_floor_depends_on_names_not_on_order():
     few = ReferenceMoments(16)
     few.update(x[:1], keys[:1])
     assert few.floor() is None
-    with pytest.raises(ValueError, match="at least 2 images"):
+    with pytest.raises(ValueError, match="at least 2 items"):
         few.whole().gaussian()
     with pytest.raises(ValueError, match="NaN"):
         few.update(x[:1] * float("nan"), keys[:1])

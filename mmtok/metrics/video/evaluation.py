@@ -18,6 +18,7 @@ from mmtok.metrics.evaluation import Evaluation, Plan
 from mmtok.metrics.pixels import to_uint8
 from mmtok.metrics.suite import Panel
 from mmtok.metrics.video import anchors as codecs
+from mmtok.metrics.video.fvd import NETWORKS, ClipDistance
 from mmtok.metrics.video.rate import ClipSizes, FlickerPSNR, VideoRate
 from mmtok.report.result import Picture, Sample
 from mmtok.report.video_result import VideoResult
@@ -32,23 +33,31 @@ class VideoEvaluation(Evaluation):
 
     tokenizer  a video tokenizer, on `device`
     size       (T, H, W) of all clips
-    plan       as of images; metrics of `NAMES` are taken a frame, codecs are "x264", "x265", "svtav1"
+    plan       as of images; metrics of `NAMES` are taken a frame (psnr always), those of `fvd.NETWORKS` a clip; codecs
+               are "x264", "x265", "svtav1"
+    fps        frames per second that all clips were sampled at, None: those of each file
     """
 
     def __init__(
         self, tokenizer: Tokenizer, size: tuple[int, int, int], plan: Plan, device: torch.device | str = "cpu",
-        weights: str | Path | None = None,
+        weights: str | Path | None = None, fps: float | None = None,
     ) -> None:
-        wrong = [name for name in plan.metrics if name not in NAMES]
+        known = (*NAMES, *NETWORKS)
+        wrong = [name for name in plan.metrics if name not in known]
         if wrong:
-            raise ValueError(f"metrics: of video expected some of {', '.join(NAMES)}, got {', '.join(wrong)}")
+            raise ValueError(f"metrics: of video expected some of {', '.join(known)}, got {', '.join(wrong)}")
         self.codecs = codecs.settings(plan.codecs) if plan.codecs else []
-        frames = Plan(plan.lengths, plan.metrics, (), plan.samples, plan.rounding)
+        names = tuple(name for name in plan.metrics if name in NAMES) or ("psnr",)
+        frames = Plan(plan.lengths, names, (), plan.samples, plan.rounding)
         super().__init__(tokenizer, size, frames, device, weights)
+        networks = [NETWORKS[name] for name in dict.fromkeys(plan.metrics) if name in NETWORKS]
+        self.clips = [ClipDistance(load(weights, device), size, fps) for load in networks]
+        self.suite.reference |= {clips.name: clips.reference for clips in self.clips}
         for candidate in self.candidates:
             candidate.rate = VideoRate()
-            _with_flicker(candidate.panel)
-        self.anchors = [(s, _with_flicker(self.suite.panel(False)), ClipSizes()) for s in self.codecs]  # type: ignore[misc]
+            self._for_clips(candidate.panel)
+        panels = [self._for_clips(self.suite.panel(False), plan.frechet_of_codecs) for _ in self.codecs]
+        self.anchors = [(s, panel, ClipSizes()) for s, panel in zip(self.codecs, panels, strict=True)]  # type: ignore[misc]
         self.rates: list[float] = []
 
     @torch.no_grad()
@@ -61,6 +70,8 @@ class VideoEvaluation(Evaluation):
         self.keys.update(batch.keys)
         for clip, key in zip(real, batch.keys, strict=True):
             self.suite.see_real(clip.transpose(0, 1), tuple(f"{key} {t}" for t in range(clip.shape[1])))
+        for clips in self.clips:
+            clips.reference.update(clips.features(real), batch.keys)
         full = self.tokenizer.encode(batch)
         seen = []
         for candidate in self.candidates:
@@ -70,6 +81,7 @@ class VideoEvaluation(Evaluation):
                 raise ValueError(f"evaluate: the model decodes {self._label(candidate.length)} to NaN or infinity")
             fake = to_uint8(decoded, self.plan.rounding)
             rows = [_scores(candidate.panel, a, b) for a, b in zip(real, fake, strict=True)]
+            self._see_clips(candidate.panel, fake)
             scores = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
             scores = {"bytes": candidate.rate.update(tokens).double(), **scores}
             candidate.usage.update(tokens)
@@ -78,6 +90,7 @@ class VideoEvaluation(Evaluation):
             for clip, rate in zip(real, batch.rate.tolist(), strict=True):
                 back, count = codecs.through(clip, rate, setting)  # type: ignore[arg-type]
                 _scores(panel, clip, back)
+                self._see_clips(panel, back[None])
                 size.count_clip(count, clip, rate)  # type: ignore[attr-defined]
         self.rates = batch.rate.tolist()
         self._show(batch.keys, real.cpu(), seen)
@@ -89,6 +102,17 @@ class VideoEvaluation(Evaluation):
         seconds = float(self.candidates[0].rate.states["seconds"])
         return VideoResult(**values, video_seconds=seconds)
 
+    def _for_clips(self, panel: Panel, distances: bool = True) -> Panel:
+        panel.means.append(FlickerPSNR())
+        panel.moments |= {clips.name: clips.moments() for clips in self.clips if distances}
+        return panel
+
+    def _see_clips(self, panel: Panel, fake: Tensor) -> None:
+        """Counts decoded clips uint8 [B, 3, T, H, W] for the distances that the panel has."""
+        for clips in self.clips:
+            if clips.name in panel.moments:
+                panel.moments[clips.name].update(clips.features(fake))
+
     def _sample(self, index: int, key: str, real: Tensor, pictures: tuple[Picture, ...]) -> Sample:
         return Sample(key, real, pictures, rate=self.rates[index])
 
@@ -98,7 +122,7 @@ class VideoEvaluation(Evaluation):
         for setting in self.codecs:
             real = sample.original.to(self.device)
             back, size = codecs.through(real, sample.rate or 1.0, setting)
-            scores = _scores(_with_flicker(self.suite.panel(False)), real, back)
+            scores = _scores(self._for_clips(self.suite.panel(False), False), real, back)
             picture = Picture(setting.label, back.cpu(), {"bytes": float(size), **scores})
             out[setting.series] = (*out.get(setting.series, ()), picture)
         return out
@@ -107,6 +131,8 @@ class VideoEvaluation(Evaluation):
         out = super()._protocol()
         out = {name: text.replace("over images", "over frames") for name, text in out.items()}
         out["flicker_psnr"] = "PSNR of differences of neighbouring frames, mean over pairs"
+        for clips in self.clips:
+            out[clips.name] = f"{clips.features.about}; whole frames to 224 x 224, bilinear; against the same clips"
         out["rate"] = "bpp: bits of a file over the pixels of all its frames; kbps over all seconds"
         if self.codecs:
             import av
@@ -117,11 +143,6 @@ class VideoEvaluation(Evaluation):
                 " 4:2:0, x264 and x265 medium, SVT-AV1 preset 8; 1/2: coded reduced, enlarged by bicubic"
             )
         return out
-
-
-def _with_flicker(panel: Panel) -> Panel:
-    panel.means.append(FlickerPSNR())
-    return panel
 
 
 def _scores(panel: Panel, real: Tensor, fake: Tensor) -> dict[str, float]:

@@ -8,47 +8,22 @@ import json
 import math
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from fvd_toys import clips, model
 from PIL import Image
 
 from mmtok.bitstream import pack
-from mmtok.keep import BlockDepth
 from mmtok.metrics.evaluation import Plan
 from mmtok.metrics.video import anchors
 from mmtok.metrics.video.anchors import VideoSetting, decode_clip, encode_clip, through
 from mmtok.metrics.video.evaluation import VideoEvaluation
 from mmtok.metrics.video.rate import FlickerPSNR
-from mmtok.models.video.conv import ConvVideoTokenizer
-from mmtok.nn.conv_video import ConvDecoder3d, ConvEncoder3d
-from mmtok.nn.video_parts import CosmosParts
-from mmtok.quantizers.residual import Residual
-from mmtok.quantizers.vq import VQ
 from mmtok.report.page import write_report
-from mmtok.taildrop import UniformTail
 from mmtok.types import Batch
-
-
-def model():
-    torch.manual_seed(0)
-    network = {"parts": CosmosParts(4, 2), "z_channels": 4, "channels": 8, "channel_mult": (1, 1), "num_res_blocks": 1,
-               "strides": [(1, 2)]}  # fmt: skip
-    quantizer = Residual([VQ(4, 16) for _ in range(3)])
-    tail = UniformTail(BlockDepth())
-    return ConvVideoTokenizer(
-        ConvEncoder3d(**network), quantizer, ConvDecoder3d(**network), (9, 64, 64), 12.0, tail=tail
-    ).eval()
-
-
-def clips(count=3):
-    g = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 3, 6, 6, generator=g) * 2 - 1
-    x = torch.nn.functional.interpolate(coarse, (9, 64, 64), mode="trilinear")
-    batch = Batch.of(x, tuple(f"shelf/<clip {i}>" for i in range(count)))
-    return replace(batch, rate=torch.full((count,), 12.0, dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +89,31 @@ def test_mistakes_are_named():
         VideoEvaluation(model(), (9, 64, 64), Plan(metrics=("psnr",))).update(Batch.of(clips(1).x))
 
 
+def played(uri, rate):
+    """What a stored picture shows, uint8 [3, T, H, W]: equal neighbours are stored once and shown longer."""
+    image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+    frames = []
+    for number in range(image.n_frames):
+        image.seek(number)
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        times, rest = divmod(image.info["duration"], round(1000 / rate))
+        assert rest == 0
+        frames += [pixels] * times
+    return torch.stack(frames, 1)
+
+
 def test_the_page_holds_clips_that_move_and_strips(result, tmp_path):
     page = write_report(tmp_path, result).read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     assert len(data["samples"]) == 2 and len(data["steps"]) == 3
-    for sample in data["samples"]:
-        pictures = [sample["original"], *(p["src"] for p in sample["lengths"])]
-        pictures += [p["src"] for anchor in sample["anchors"] for p in anchor["pictures"]]
-        for uri in pictures:
-            image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
-            # equal neighbours are stored once and shown longer
-            assert 1 < image.n_frames <= 9 and image.size == (64, 64)
+    for sample, measured in zip(data["samples"], result.samples, strict=True):
+        assert torch.equal(played(sample["original"], 12.0), measured.original)
+        for shown, picture in zip(sample["lengths"], measured.lengths, strict=True):
+            assert torch.equal(played(shown["src"], 12.0), picture.image)
+        for anchor in sample["anchors"]:
+            for shown in anchor["pictures"]:
+                picture = next(p for p in measured.anchors[anchor["codec"]] if p.label == shown["label"])
+                assert torch.equal(played(shown["src"], 12.0), picture.image)
         strip = Image.open(io.BytesIO(base64.b64decode(sample["lengths"][0]["strip"].split(",")[1])))
         assert strip.size == (256, 64)
     assert "x264" in page and "SVT-AV1" in page and "Bits per clip" in page and "PSNR of frame differences" in page
