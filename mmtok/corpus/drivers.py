@@ -15,6 +15,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal
 
+import torch
+
 from mmtok.corpus.job import Job, begin, record, shard_names
 from mmtok.corpus.shard import tokenize_shard, tokenizer_of
 from mmtok.corpus.summary import finish
@@ -77,7 +79,8 @@ def _processes(job: Job, todo: list[tuple[str, str]], workers: int) -> Iterator[
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mmtok.corpus.shard"])
     while left:
-        with ProcessPoolExecutor(min(workers, len(left)), context, initializer=follow_parent) as pool:
+        count = min(workers, len(left))
+        with ProcessPoolExecutor(count, context, initializer=_begin_worker, initargs=(count,)) as pool:
             futures = {pool.submit(tokenize_shard, job, name, url): name for name, url in left.items()}
             try:
                 for future in as_completed(futures):
@@ -96,6 +99,13 @@ def _processes(job: Job, todo: list[tuple[str, str]], workers: int) -> Iterator[
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _begin_worker(count: int) -> None:
+    """The first call in one of `count` processes, which share the cores: more threads only slow each other."""
+    follow_parent()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
 
 
 def _ray(job: Job, todo: list[tuple[str, str]], workers: int) -> Iterator[dict[str, Any]]:

@@ -92,19 +92,23 @@ def tokenize_shard(job: Job, name: str, url: str) -> dict[str, Any]:
     return row
 
 
-@functools.lru_cache(maxsize=1)
 def tokenizer_of(job: Job) -> Tokenizer:
     """The job's tokenizer, loaded once a process."""
     device = job.device
     if device == "cuda":
         local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
         device = f"cuda:{int(local) % max(1, torch.cuda.device_count())}"
-    tokenizer = load(job.model, device)
+    tokenizer = _loaded(job.model, device)
     if not tokenizer.quantizer.codebook_sizes:
         raise ValueError(f"{job.model}: a continuous bottleneck has no codes to store")
     if job.format == "packed" and tokenizer.side_shapes(tuple(tokenizer.size)):
         raise ValueError(f"{job.model} sends side information, which ids do not hold: add --format mmt")
     return tokenizer
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model: str, device: str) -> Tokenizer:
+    return load(model, device)
 
 
 def media(job: Job, tokenizer: Tokenizer, url: str) -> ShardModule:

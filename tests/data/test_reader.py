@@ -53,6 +53,11 @@ def test_lists_globs_folders_braces(shards: Path) -> None:
 
 def test_missing_and_compressed_shards(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"x")
+    for split in ("train", "heldout"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        (tmp_path / "set" / split / "0.tar").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no .tar shards; name one of .*heldout, .*train"):
+        expand_urls(str(tmp_path / "set"))
     for url in (str(tmp_path), f"{tmp_path}/no.tar", f"{tmp_path}/*.tar", f"{tmp_path}/a.tar.gz"):
         with pytest.raises(ValueError, match="data.train"):
             expand_urls(url)
