@@ -26,7 +26,7 @@ DISTRIBUTIONS = {
 # asked for by name where it is used, with an error that says what to install
 OPTIONAL = {
     "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "pesq", "pystoi", "pycodec2", "distillmos",
-    "faster_whisper", "resemblyzer", "ray", "transformers",
+    "faster_whisper", "resemblyzer", "ray", "transformers", "torchcodec",
 }
 BY_TORCH = {"filelock", "fsspec"}  # a requirement of torch's own
 

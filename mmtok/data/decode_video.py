@@ -2,9 +2,8 @@
 
 Legend: n frames of a file, H W pixels.
 
-`VideoReader` is all that the rest of the package knows of a video file; PyAV (FFmpeg inside its wheel) reads every
-container here. torchcodec needs a system FFmpeg of the right version, imports without one and then fails on the first
-file; it would fit the same protocol.
+`VideoReader` is all that clips are made of. PyAV (FFmpeg inside its wheel) reads every container here;
+`mmtok.data.decode_torchcodec` takes its place where torchcodec can be used.
 """
 
 from __future__ import annotations
@@ -65,6 +64,11 @@ class VideoReader(Protocol):
     times: NDArray[np.float64]
     rate: float
 
+    def __len__(self) -> int: ...
+
+    def nearest(self, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Numbers of the frames shown nearest to these times; the earlier of two equally near ones."""
+
     def frames(self, numbers: Sequence[int], plan: Plan = as_is) -> Tensor:
         """uint8 [3, len(numbers), H, W] of frames by number, which must not fall. Raises BadSample."""
 
@@ -87,7 +91,7 @@ class EncodedVideo:
             self.sound = bool(container.streams.audio)
             self._base = float(stream.time_base)
             self._pts = self._list(container, stream)
-        self.times = self._pts * self._base
+        self.times: NDArray[np.float64] = self._pts.astype(np.float64) * self._base
         span = float(self.times[-1] - self.times[0])
         stated = float(stream.average_rate or 0)
         self.rate = (len(self.times) - 1) / span if span > 0 else (stated or 1.0)

@@ -17,7 +17,8 @@ from torch import Tensor
 from mmtok.data.bad import BadSample
 from mmtok.data.batches import Bad
 from mmtok.data.decode import to_float
-from mmtok.data.decode_video import DEFAULT_CAPS, EXTENSIONS, EncodedVideo, Fit, Plan, VideoCaps
+from mmtok.data.decode_torchcodec import open_video
+from mmtok.data.decode_video import DEFAULT_CAPS, EXTENSIONS, Fit, Plan, VideoCaps, VideoReader
 from mmtok.data.reader import Reader
 from mmtok.types import Batch
 
@@ -83,7 +84,7 @@ def cover(
 
 
 def choose_frames(
-    video: EncodedVideo, count: int, fps: float | None, place: float, short: Short = "hold"
+    video: VideoReader, count: int, fps: float | None, place: float, short: Short = "hold"
 ) -> tuple[NDArray[np.int64], float]:
     """(int64 [count] frame numbers, frames per second) of a clip.
 
@@ -126,7 +127,7 @@ class VideoItems:
         text = members.pop("txt", b"").decode("utf-8", "replace")
         if not members:
             raise BadSample("no_video", f"no member among {', '.join(EXTENSIONS)}")
-        video, rng = EncodedVideo(next(iter(members.values())), self.caps), random.Random(seed)
+        video, rng = open_video(next(iter(members.values())), self.caps), random.Random(seed)
         place = rng.random() if self.crop is not None else 0.5
         numbers, rate = choose_frames(video, size[0], self.fps, place, self.short)
         target = (size[1], size[2])

@@ -1,8 +1,9 @@
-"""Small photographs as a folder, and the same as four shards."""
+"""Small photographs as a folder, and the same as four shards; makes `video_files` importable."""
 
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageFilter
 
 from mmtok.data.write import make_shards
 
+sys.path.insert(0, str(Path(__file__).parent))
 COUNT = 22
 
 

@@ -1,0 +1,115 @@
+"""torchcodec behind the reader protocol: chosen only when it really decodes, the same frames as PyAV."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from video_files import clip
+
+from mmtok.data import decode_torchcodec
+from mmtok.data.bad import BadSample
+from mmtok.data.decode_torchcodec import TorchcodecVideo, open_video, usable
+from mmtok.data.decode_video import EncodedVideo, Fit, VideoCaps
+
+REAL = usable()
+
+
+class FakeDecoder:
+    """The interface of torchcodec's VideoDecoder on frames that PyAV decodes."""
+
+    def __init__(self, source):
+        self.video = EncodedVideo(source)
+
+    def get_frame_at(self, index):
+        return types.SimpleNamespace(data=self.video.frames([index])[:, 0])
+
+    def get_frames_played_at(self, seconds):
+        numbers = np.searchsorted(self.video.times, np.array(seconds), side="right") - 1
+        data = self.video.frames(numbers.tolist()).transpose(0, 1)
+        return types.SimpleNamespace(data=data, pts_seconds=torch.from_numpy(self.video.times[numbers]))
+
+
+class BrokenDecoder:
+    """torchcodec without FFmpeg: it imports, and fails on the first file."""
+
+    def __init__(self, source):
+        raise RuntimeError("Could not load libtorchcodec")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    def put(decoder):
+        package, inner = types.ModuleType("torchcodec"), types.ModuleType("torchcodec.decoders")
+        package.decoders, inner.VideoDecoder = inner, decoder
+        monkeypatch.setitem(sys.modules, "torchcodec", package)
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", inner)
+        decode_torchcodec.usable.cache_clear()
+
+    yield put
+    decode_torchcodec.usable.cache_clear()
+
+
+def test_it_is_used_only_when_a_file_can_be_opened(installed, monkeypatch):
+    installed(FakeDecoder)
+    assert usable() and type(open_video(clip())) is TorchcodecVideo
+    installed(BrokenDecoder)
+    assert not usable() and type(open_video(clip())) is EncodedVideo
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    decode_torchcodec.usable.cache_clear()
+    assert not usable() and type(open_video(clip())) is EncodedVideo
+
+
+def both(data, numbers, plan):
+    return TorchcodecVideo(data).frames(numbers, plan), EncodedVideo(data).frames(numbers, plan)
+
+
+CASES = {
+    "mp4": {}, "webm": {"kind": "webm", "codec": "libvpx-vp9"}, "avi": {"kind": "avi", "codec": "mpeg4"},
+    "matroska": {"kind": "matroska"}, "gif": {"kind": "gif", "codec": "gif"}, "sound": {"sound": True},
+    "variable rate": {"times": [0, 10, 13, 50, 90, 91, 95, 200, 210, 300], "frames": 10},
+}  # fmt: skip
+DECODERS = [
+    FakeDecoder,
+    pytest.param(None, marks=pytest.mark.skipif(not REAL, reason="torchcodec cannot decode here"), id="real"),
+]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("case", CASES)
+def test_frames_equal_those_of_pyav(installed, decoder, case):
+    if decoder is not None:
+        installed(decoder)
+    data = clip(**CASES[case])
+    numbers = [0, 0, 3, 4, 9] if case == "variable rate" else [0, 0, 3, 4, 17, 19]
+    plans = [
+        lambda size: Fit(size, size),
+        lambda size: Fit((size[0] // 2, size[1] // 2), (16, 20), 3, 5, True),
+    ]
+    for plan in plans:
+        ours, theirs = both(data, numbers, plan)
+        assert ours.shape == theirs.shape and ours.dtype == torch.uint8
+        assert float((ours.float() - theirs.float()).abs().mean()) < 3
+        # grey levels are 10 apart: no frame is taken for its neighbour
+        grey = ours[1, :, -1, -1 if plan is plans[0] else 0].float()
+        assert float((grey - theirs[1, :, -1, -1 if plan is plans[0] else 0].float()).abs().max()) < 4
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_faults_and_rotation(installed, decoder):
+    if decoder is not None:
+        installed(decoder)
+    turned = clip(turn=90)
+    ours, theirs = both(turned, [2], lambda size: Fit(size, size))
+    assert ours.shape == theirs.shape == (3, 1, 64, 48)
+    assert float((ours.float() - theirs.float()).abs().mean()) < 3
+    with pytest.raises(BadSample):
+        TorchcodecVideo(clip(frames=200)[:3000]).frames([150])
+    with pytest.raises(BadSample, match="too_large"):
+        TorchcodecVideo(clip(), VideoCaps(max_pixels=100))
+    with pytest.raises(BadSample):
+        TorchcodecVideo(b"no video")
