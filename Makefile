@@ -35,6 +35,8 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/loader.py --json benchmarks/results/loader.json
 	$(BIN)/python benchmarks/train_step.py --json benchmarks/results/train_step.json
 	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
+	$(BIN)/python benchmarks/corpus.py --json benchmarks/results/corpus.json
+	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
 	$(BIN)/python -m mmtok.kernels.bench --json benchmarks/results/kernels.json
 
 # faults at random moments, a leak check and fuzzing; about ten minutes
