@@ -22,8 +22,11 @@ Written by `docs/write_models.py`; do not edit. `mmtok.load(name)` downloads, co
   (random weights under the published names) on which its codes equal those of the authors' code. No published file
   could be downloaded where this was written: that names and shapes are those of the files rests on these folders and on
   the authors' configurations.
-- **parameters**: in millions, as published or as the recipe of the same shapes counts (tested), without a VAE or CLIP
-  that is fetched apart.
+- **recipe**: the configuration that trains a model of the same shapes (`mmtok train -c <recipe>`), where there is one.
+- **parameters**: in millions, of what is loaded. Parts of a file that nothing reads do not count (BAE, Cosmos,
+  OmniTokenizer, WavTokenizer), nor do codebooks that are running means, nor a VAE or CLIP that is fetched apart. Every
+  file's keys and shapes at full size are written down in `tests/importers/`, where the tests hold them to the authors'
+  own counts, to the importer and to the recipe.
 - **numbers**: the authors' own. Two numbers compare only under one protocol; the letter names it, below the table.
 - **licence**: of the weights, then of the code. NC: not for commercial use; loading asks for consent.
 """
@@ -37,8 +40,8 @@ def page() -> str:
     for modality in ("image", "video", "audio"):
         rows = [entry for entry in entries.values() if entry.modality == modality]
         parts.append(f"\n## {modality.capitalize()}\n")
-        parts.append("| name | what | importer (codes equal on) | parameters | numbers | licence | paper |")
-        parts.append("|---|---|---|---|---|---|---|")
+        parts.append("| name | what | importer (codes equal on) | recipe | parameters | numbers | licence | paper |")
+        parts.append("|---|---|---|---|---|---|---|---|")
         parts += [_row(entry, systems[entry.importer], letters) for entry in rows]
     parts.append("\n## Protocols\n")
     parts += [f"- **{letter}**: {protocol} ({source})" for (protocol, source), letter in letters.items()]
@@ -57,9 +60,10 @@ def _row(entry: Entry, systems: tuple[str, ...], letters: dict[tuple[str, str], 
         numbers = ", ".join(f"{key} {value:g}" for key, value in entry.numbers.items()) + f" **{letter}**"
     parameters = "" if entry.parameters is None else f"{entry.parameters:g}"
     licence = entry.licence + (" NC" if entry.non_commercial else "") + f"; {entry.code_licence}"
+    recipe = "" if entry.recipe is None else f"[{entry.recipe}](../configs/{entry.recipe}.yaml)"
     cells = [
         f"`{entry.name}`", entry.summary, f"`{entry.importer}` ({', '.join(golden) or 'no golden folder yet'})",
-        parameters, numbers, licence, f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})",
+        recipe, parameters, numbers, licence, f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -24,10 +24,10 @@ class Entry:
     code_licence    of the authors' code
     files           local name -> place; the weights come first. A place is hf:owner/name/path, https://..., or
                     page:https://... where a person must click
-    importer, recipe  module of mmtok.importers, and the recipe in configs/ (or None) that trains this model
+    importer, recipe  module of mmtok.importers, and the recipe in configs/ (or None) that trains a model of its shapes
     published       settings that stand for a config file where none is published beside the weights
     sha256          local name -> hex digits that the digest begins with, where published
-    parameters      in millions, as published, or as the recipe of the same shapes counts (without a VAE or CLIP apart)
+    parameters      in millions, of what is loaded (without a VAE or CLIP that is fetched apart)
     numbers         metric -> value as the authors report it, under `protocol`, read in `numbers_source`
     paper           arXiv number
     note            what the user should know

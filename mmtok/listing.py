@@ -49,7 +49,7 @@ def print_remote() -> None:
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]).rstrip())
     print(
-        f"M: million parameters, as published. Numbers: each under its authors' protocol (docs/models.md)."
+        f"M: million parameters. Numbers: each under its authors' protocol (docs/models.md)."
         f" NC: not for commercial use, asks for consent. +: already in {home()}"
     )
 

@@ -1,6 +1,7 @@
-"""Keys and shapes of published files at full size, as meta tensors, written down from the authors' architectures.
+"""Keys and shapes of published files, as meta tensors, written down from the authors' architectures: 2D images.
 
 Nothing here comes from our models: widths, depths and names are those of the references (docs/image.md has the papers).
+tests/importers/test_layouts.py holds every layout to the reference's own keys at the sizes of the golden folders.
 """
 
 import torch
@@ -10,18 +11,31 @@ def tensors(shapes):
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
-def conv(name, out, into, kernel=3):
-    return {f"{name}.weight": (out, into, kernel, kernel), f"{name}.bias": (out,)}
+def conv(name, out, into, kernel=3, bias=True):
+    return {f"{name}.weight": (out, into, kernel, kernel)} | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def linear(name, out, into, bias=True):
+    return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def under(prefix, found):
+    return {prefix + key: shape for key, shape in found.items()}
+
+
+def without(found, *prefixes):
+    return {key: shape for key, shape in found.items() if not key.startswith(prefixes)}
 
 
 def affine(name, width):
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def res(name, into, out):
-    found = affine(f"{name}.norm1", into) | conv(f"{name}.conv1", out, into)
-    found |= affine(f"{name}.norm2", out) | conv(f"{name}.conv2", out, out)
-    return found if into == out else found | conv(f"{name}.nin_shortcut", out, into, 1)
+def res(name, into, out, bias=True, on_branch=False):
+    """on_branch: the shortcut reads the block's own output (MaskGIT)."""
+    found = affine(f"{name}.norm1", into) | conv(f"{name}.conv1", out, into, bias=bias)
+    found |= affine(f"{name}.norm2", out) | conv(f"{name}.conv2", out, out, bias=bias)
+    return found if into == out else found | conv(f"{name}.nin_shortcut", out, out if on_branch else into, 1, bias)
 
 
 def attention(name, width, fused=False):
@@ -35,7 +49,7 @@ TAMING = {"down": "encoder.down.{}.block.{}", "up": "decoder.up.{}.block.{}", "m
 LLAMAGEN = {"down": "encoder.conv_blocks.{}.res.{}", "up": "decoder.conv_blocks.{}.res.{}", "mid": ("0", "1", "2")}
 
 
-def vqgan(ch, mult, blocks, z, dim, codes, names=TAMING, fused=False, kernel=1):
+def vqgan(ch, mult, blocks, z, dim, codes, names=TAMING, fused=False, kernel=1, lowest=True):
     """The VQGAN family with attention at the lowest level; levels of LlamaGen's decoder count from the lowest up."""
     last, width, found = len(mult) - 1, ch, conv("encoder.conv_in", ch, 3)
 
@@ -45,7 +59,7 @@ def vqgan(ch, mult, blocks, z, dim, codes, names=TAMING, fused=False, kernel=1):
         for j in range(count):
             out |= res(block.format(place, j), width, ch * mult[i])
             width = ch * mult[i]
-            if i == last:
+            if i == last and lowest:
                 name = block.format(place, j).replace(".block.", ".attn.").replace(".res.", ".attn.")
                 out |= attention(name, width, fused)
         return out
@@ -76,43 +90,101 @@ def var():
     return found | {k: v for i in range(4) for k, v in conv(f"quantize.quant_resi.qresi_ls.{i}", 32, 32).items()}
 
 
-def blocks(name, width, layers, mlp=4):
-    """The transformer blocks of CLIP's code, which TiTok and BSQ-ViT use."""
-    found = {}
-    for i in range(layers):
-        at = f"{name}.{i}"
-        found |= affine(f"{at}.ln_1", width) | affine(f"{at}.ln_2", width)
-        found |= {f"{at}.attn.in_proj_weight": (3 * width, width), f"{at}.attn.in_proj_bias": (3 * width,)}
-        for part, out, into in (
-            ("attn.out_proj", width, width), ("mlp.c_fc", mlp * width, width), ("mlp.c_proj", width, mlp * width),
-        ):  # fmt: skip
-            found |= {f"{at}.{part}.weight": (out, into), f"{at}.{part}.bias": (out,)}
-    return found
+def maskgit(ch, mult, blocks, z, codes, mid="mid.{}", first=0, up="upsample_conv"):
+    """MaskGIT-VQGAN as TiTok converted it; MAGE's names differ in the middle blocks and in `up`."""
+    width, found = ch, conv("encoder.conv_in", ch, 3, bias=False)
+    for i, m in enumerate(mult):
+        for j in range(blocks):
+            found |= res(f"encoder.down.{i}.block.{j}", width, ch * m, False, True)
+            width = ch * m
+    for j in range(blocks):
+        found |= res(f"encoder.{mid.format(j + first)}", width, width, False)
+    found |= affine("encoder.norm_out", width) | conv("encoder.conv_out", z, width, 1)
+    found |= under("decoder.", maskgit_decoder(ch, mult, blocks, z, mid, first, up))
+    return found | {"quantize.embedding.weight": (codes, z)}
 
 
-def bsq(bits=18, width=768, layers=12):
-    found = {"encoder.conv1.weight": (width, 192), "quantize.basis": (bits,), "quantize.group_basis": (bits,)}
+def maskgit_decoder(ch, mult, blocks, z, mid="mid.{}", first=0, up="upsample_conv"):
+    width = ch * mult[-1]
+    found = conv("conv_in", width, z)
+    for j in range(blocks):
+        found |= res(mid.format(j + first), width, width, False)
+    for i in reversed(range(len(mult))):
+        for j in range(blocks):
+            found |= res(f"up.{i}.block.{j}", width, ch * mult[i], False, True)
+            width = ch * mult[i]
+        if i:
+            found |= conv(f"up.{i}.{up}", width, width)
+    return found | affine("norm_out", width) | conv("conv_out", 3, width)
+
+
+def magvit2(ch, mult, blocks, z):
+    """Open-MAGVIT2 for images: adaptive norms in the decoder, depth to space."""
+    width, last, found = ch, len(mult) - 1, conv("encoder.conv_in", ch, 3, bias=False)
+    for i, m in enumerate(mult):
+        for j in range(blocks):
+            found |= res(f"encoder.down.{i}.block.{j}", width, ch * m, False)
+            width = ch * m
+        if i < last:
+            found |= conv(f"encoder.down.{i}.downsample", width, width)
     for side in ("encoder", "decoder"):
-        found |= blocks(f"{side}.transformer.resblocks", width, layers)
-        found |= {f"{side}.positional_embedding": (1024, width)}
-        found |= affine(f"{side}.ln_pre", width) | affine(f"{side}.ln_post", width)
-    for name, out, into in (
-        ("quant_embed", bits, width), ("post_quant_embed", width, bits), ("decoder.ffn.0", 4 * width, width),
-        ("decoder.conv_out", 192, 4 * width),
-    ):  # fmt: skip
-        found |= {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-    return found
+        for j in range(blocks):
+            found |= res(f"{side}.mid_block.{j}", width, width, False)
+    found |= affine("encoder.norm_out", width) | conv("encoder.conv_out", z, width, 1)
+    found |= conv("decoder.conv_in", width, z)
+    for i in reversed(range(last + 1)):
+        found |= linear(f"decoder.adaptive.{i}.gamma", width, z) | linear(f"decoder.adaptive.{i}.beta", width, z)
+        for j in range(blocks):
+            found |= res(f"decoder.up.{i}.block.{j}", width, ch * mult[i], False)
+            width = ch * mult[i]
+        if i:
+            found |= conv(f"decoder.up.{i}.upsample.conv1", 4 * width, width)
+    return found | affine("decoder.norm_out", width) | conv("decoder.conv_out", 3, width)
 
 
-def titok(width, layers, latents, codes, dim):
-    """Single stage: pixels from a linear layer and a 3x3 convolution."""
-    found = {"latent_tokens": (latents, width[0]), "quantize.embedding.weight": (codes, dim)}
-    for side, wide, deep in zip(("encoder", "decoder"), width, layers, strict=True):
-        found |= blocks(f"{side}.transformer", wide, deep) | affine(f"{side}.ln_pre", wide)
-        found |= affine(f"{side}.ln_post", wide) | {f"{side}.class_embedding": (1, wide)}
-        found |= {f"{side}.positional_embedding": (257, wide)}
-        found |= {f"{side}.latent_token_positional_embedding": (latents, wide)}
-    found |= conv("encoder.patch_embed", width[0], 3, 16) | conv("encoder.conv_out", dim, width[0], 1)
-    found |= {"decoder.decoder_embed.weight": (width[1], dim), "decoder.decoder_embed.bias": (width[1],)}
-    found |= {"decoder.mask_token": (1, 1, width[1])}
-    return found | conv("decoder.ffn.0", 768, width[1], 1) | conv("decoder.conv_out", 3, 3)
+def bae(ch, mult, blocks, dim, bits):
+    """ELM's binary autoencoder: two flat lists of layers; every block has a shortcut convolution."""
+    found = linear("ae.quantize.embed", bits, dim, False) | conv("ae.quantize.proj.0", bits, dim, 1)
+    last = len(mult) - 1
+
+    def side(name, levels, start):
+        nonlocal found
+        layers, width = [], start
+
+        def block(out):
+            nonlocal width
+            layers.append(lambda at, into=width: res(at, into, out) | conv(f"{at}.conv_out", out, into, 1))
+            width = out
+
+        def attend():
+            layers.append(lambda at, wide=width: attention(at, wide))
+
+        def middle():
+            block(width)
+            attend()
+            block(width)
+
+        if name == "generator":
+            layers.append(lambda at: affine(at, dim))
+        layers.append(lambda at, into=3 if name == "encoder" else dim: conv(at, start, into))
+        if name == "generator":
+            middle()
+        for place, i in enumerate(levels):
+            for _ in range(blocks):
+                block(ch * mult[i])
+                if i == last:
+                    attend()
+            if place < last:
+                layers.append(lambda at, wide=width: conv(f"{at}.conv", wide, wide))
+        if name == "encoder":
+            middle()
+        out = dim if name == "encoder" else 3
+        layers.extend([lambda at, wide=width: affine(at, wide), lambda at, wide=width: conv(at, out, wide)])
+        for number, layer in enumerate(layers):
+            made = layer(f"ae.{name}.blocks.{number}")
+            found |= {key: shape for key, shape in made.items() if ".nin_shortcut" not in key}
+        return width
+
+    side("encoder", range(last + 1), ch)
+    width = side("generator", list(reversed(range(last + 1))), ch * mult[-1])
+    return found | conv("ae.generator.logsigma.0", width, width) | conv("ae.generator.logsigma.2", 3, width, 1)

@@ -1,7 +1,13 @@
-"""Published files at full size, without weights: every key is read, and the shapes are those of the recipe's model."""
+"""Published files at full size, without weights: every key is read, and the shapes are those of the recipe's model.
+
+Keys and shapes come from tests/importers/layouts*.py, which test_layouts.py holds to the references.
+"""
 
 import importlib
+import math
+import re
 
+import full_sizes
 import layouts
 import pytest
 import torch
@@ -14,61 +20,76 @@ from mmtok.listing import config_path
 from mmtok.training.config_file import read_config_file
 
 ENTRIES = published()
-DD = {"double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
-      "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0}  # fmt: skip
-VQ8K = {
-    "model": {"vq_model": {
-        "codebook_size": 8192, "token_size": 64, "use_l2_norm": False, "vit_enc_model_size": "small",
-        "vit_dec_model_size": "large", "vit_enc_patch_size": 16, "vit_dec_patch_size": 16, "num_latent_tokens": 256,
-        "finetune_decoder": False, "is_legacy": False}},
-    "dataset": {"preprocessing": {"crop_size": 256}},
-}  # fmt: skip
-MULT = (1, 1, 2, 2, 4)
+# state that is no parameter: counts of the training, tables that follow from sizes, codebooks kept as running means
+BUFFERS = re.compile(
+    r"quantize\.(group_)?basis|.*(codebook_used|ema_vocab_hit_SV|embed_prob|scaler|lvl1LC|position_ids)|"
+    r".*codebook\.(inited|_?initialized|cluster_size|cluster_usage|embed|embed_avg|embed(ding)?_sum)|.*istft\.window|"
+    r".*(filter|inv_freq)|ema_(count|weight)|codebook\.(embeddings|N|z_avg|codebook_usage)|.*relative_position_index|"
+    r".*norm\.beta|(encoder_patch_pe|decoder_latent_pe|decoder_patch_query_embed)|vq\._codebook\..*|"
+    r".*(patcher3d|unpatcher3d)\..*|.*quantizer\._?(levels|basis|implicit_codebook)"
+)
 
 
-def taming(codes):
-    return {"model": {"params": {"ddconfig": DD, "embed_dim": 256, "n_embed": codes}}}
-
-
-# entry: (published shapes, published settings or None for the catalogue's, number of keys where it was published)
-CASES = {
-    "vqgan-f16-1024": (layouts.vqgan(128, MULT, 2, 256, 256, 1024), taming(1024), None),
-    "vqgan-f16-16384": (layouts.vqgan(128, MULT, 2, 256, 256, 16384), taming(16384), None),
-    "llamagen-vq16": (
-        layouts.vqgan(128, MULT, 2, 256, 8, 16384, layouts.LLAMAGEN) | {"quantize.codebook_used": (65536,)}, None, 344,
-    ),
-    "llamagen-vq8": (
-        layouts.vqgan(128, (1, 2, 2, 4), 2, 256, 8, 16384, layouts.LLAMAGEN) | {"quantize.codebook_used": (65536,)},
-        None, None,
-    ),
-    "ibq-1024": (layouts.vqgan(128, MULT, 4, 256, 256, 1024), None, None),
-    "ibq-262144": (layouts.vqgan(128, MULT, 4, 256, 256, 262144), None, None),
-    "var-vqvae": (layouts.var(), None, 324),
-    "bsq-vit-18": (layouts.bsq(), None, 309),
-    "titok-sl256-vq8k": (layouts.titok((512, 1024), (8, 24), 256, 8192, 64), VQ8K, None),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_key_map_is_a_bijection_onto_the_recipe(name):
-    shapes, settings, count = CASES[name]
-    entry = ENTRIES[name]
-    state = layouts.tensors(shapes)
-    assert count is None or len(state) == count
+def full_size(name):
+    """(entry, keys with shapes, settings, Converted) of an entry of the catalogue."""
+    entry, case = ENTRIES[name], full_sizes.CASES[name]
+    state = layouts.tensors(case.shapes) | case.values
     module = importlib.import_module(f"mmtok.importers.{entry.importer}")
-    converted = module.convert(state, module.facts(entry.published if settings is None else settings, state))
-    assert set(converted.source.values()) | set(converted.dropped) >= {k for k in state if ".qkv." not in k}
-    assert len(set(converted.source.values())) == len(converted.source)
-    recipe = OmegaConf.create(read_config_file(config_path(entry.recipe)))
+    settings = entry.published if case.settings is None else case.settings
+    return entry, case, state, module.convert(state, module.facts(settings, state))
+
+
+def recipe_of(entry, legacy=()):
+    config = OmegaConf.create(read_config_file(config_path(entry.recipe)))
+    tokenizer = OmegaConf.to_container(config.model.tokenizer, resolve=True)
+    for flag in legacy:
+        for side in ("encoder", "decoder"):
+            tokenizer["init_args"][side]["init_args"][flag] = True
     with torch.device("meta"):
-        models = [build(converted.config), build(OmegaConf.to_container(recipe.model.tokenizer, resolve=True))]
-    # buffers that only training reads may differ between a recipe and an import
-    parameters = [{k: v.shape for k, v in model.named_parameters()} for model in models]
-    assert parameters[0] == parameters[1]
-    check_complete(converted.state, models[0].state_dict())
-    kept = sum(converted.state[key].numel() for key in parameters[0])
-    digits = len(f"{entry.parameters:g}".partition(".")[2])
-    assert round(kept / 1e6, digits) == entry.parameters
+        return build(tokenizer)
+
+
+def size_of(shapes, keys=".*"):
+    """Parameters, in the authors' sense, under the keys that match."""
+    own = {key for key in shapes if re.fullmatch(keys, key) and not BUFFERS.fullmatch(key)}
+    return sum(math.prod(shapes[key]) for key in own)
+
+
+def folded(shapes):
+    """Weights without weight normalization, which some files have multiplied out."""
+    norm = ".parametrizations.weight.original"
+    return {k.replace(f"{norm}1", ".weight"): shape for k, shape in shapes.items() if not k.endswith(f"{norm}0")}
+
+
+def rounded(count, like):
+    """Millions to the digits of `like`."""
+    return round(count / 1e6, len(f"{like:g}".partition(".")[2]))
+
+
+@pytest.mark.parametrize("name", full_sizes.CASES)
+def test_key_map_is_a_bijection_onto_the_recipe(name):
+    entry, case, state, converted = full_size(name)
+    assert case.count is None or len(state) == case.count
+    told = case.published if isinstance(case.published, dict) else {".*": case.published}
+    for keys, millions in told.items():
+        assert millions is None or rounded(size_of(case.shapes, keys), millions) == millions, keys
+    # what is joined with another key is named by that one
+    joined = {key for key in state if any(part in key for part in case.joined)}
+    assert set(converted.source.values()) | set(converted.dropped) >= set(state) - joined
+    assert len(set(converted.source.values())) == len(converted.source)
+    with torch.device("meta"):
+        ours = build(converted.config)
+    check_complete(converted.state, ours.state_dict())
+    parameters = {key: value.shape for key, value in ours.named_parameters()}
+    assert rounded(sum(math.prod(shape) for shape in parameters.values()), entry.parameters) == entry.parameters
+    if entry.recipe is not None:
+        trained = {key: value.shape for key, value in recipe_of(entry, case.legacy).named_parameters()}
+        # a recipe may hold what only its training reads, or what is fetched apart
+        assert folded({k: v for k, v in trained.items() if not k.startswith(case.training)}) == folded(parameters)
+
+
+def test_every_published_layout_is_here():
+    assert set(ENTRIES) - set(full_sizes.CASES) == set()
 
 
 @pytest.mark.parametrize(("family", "kind", "millions"), [("encodec", "Encodec", 14.85), ("dac", "Dac", 76.62)])
