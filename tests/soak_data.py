@@ -2,7 +2,7 @@
 
 import gc
 import random
-import resource
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -117,11 +117,11 @@ class DataSoak:
             for n in range(members):
                 file.write(tarfile.TarInfo(f"k{n:06d}.txt").tobuf(tarfile.USTAR_FORMAT))
             file.write(bytes(1024))
-        before, begun = _peak(), time.monotonic()
+        memory, begun = _Memory(), time.monotonic()
         shard, bad, problems = scan_shard(path)
-        seconds, more = time.monotonic() - begun, _peak() - before
+        seconds, more = time.monotonic() - begun, memory.grown
         return {"members": members, "samples": len(shard), "without_media": len(bad), "seconds": round(seconds, 1),
-                "memory_mb": round(more, 1),
+                "memory_mb": more,
                 "ok": len(shard) == len(bad) == members and not problems and more < 200}  # fmt: skip
 
     def fuzz(self) -> dict:
@@ -147,8 +147,7 @@ class DataSoak:
 
         targets = [(token, lambda d: unpack(d, model).validate()), (index, lambda d: parse_index(d, "index.json")),
                    (config, written(read_config)), (tar, written(scan))]  # fmt: skip
-        gc.collect()
-        before, end = _peak(), time.monotonic() + self.seconds / 2
+        memory, end = _Memory(), time.monotonic() + self.seconds / 2
         while time.monotonic() < end:
             whole, reader = self.rng.choice(targets)
             data = self._mutate(bytearray(whole))
@@ -162,8 +161,8 @@ class DataSoak:
             except BaseException as error:
                 other.append(f"{type(error).__name__}: {error}"[:200])
             slowest = max(slowest, time.perf_counter() - begun)
-        more = _peak() - before
-        return counts | {"other_errors": other[:20], "slowest_seconds": round(slowest, 2), "memory_mb": round(more, 1),
+        more = memory.grown
+        return counts | {"other_errors": other[:20], "slowest_seconds": round(slowest, 2), "memory_mb": more,
                          "ok": not other and slowest < 10 and more < 200}  # fmt: skip
 
     def _mutate(self, data: bytearray) -> bytes:
@@ -182,6 +181,19 @@ class DataSoak:
         return bytes(data)
 
 
-def _peak() -> float:
-    """The most MB this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class _Memory:
+    """`grown`: the most MB this process held since, above what it held at first."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        self.before = _status("VmRSS")
+
+    @property
+    def grown(self) -> float:
+        return round(_status("VmHWM") - self.before, 1)
+
+
+def _status(name: str) -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"^{name}:\s*(\d+) kB$", text, re.M).group(1)) / 1024
