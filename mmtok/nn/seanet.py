@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtok.nn.conv1d import Norm, PadMode, SameConv1d, SameConvTranspose1d
+from mmtok.nn.elu import ELU
 from mmtok.nn.snake import Snake
 from mmtok.nn.stream import Causal, Stream, add_aligned, run
 
@@ -154,4 +155,4 @@ class ResidualLSTM(Causal):
 
 
 def _activation(snake: bool, width: int) -> nn.Module:
-    return Snake(width) if snake else nn.ELU()
+    return Snake(width) if snake else ELU()

@@ -61,6 +61,7 @@ class Residual(Quantizer):
         self.codebook_sizes = (tuple(size for part in sizes for size in part),)
         ends = [sum(len(part) for part in sizes[: i + 1]) for i in range(len(sizes))]
         self._columns = [slice(end - len(part), end) for end, part in zip(ends, sizes, strict=True)]
+        self._tables: tuple[Tensor, ...] = ()
 
     @property
     def num_quantizers(self) -> int:
@@ -112,6 +113,17 @@ class Residual(Quantizer):
         """The quantizer of a depth."""
         return self.depths[self._order[depth]]  # type: ignore[return-value]
 
+    def freeze(self) -> None:
+        """Lays the codebooks end to end once for all calls: for a quantizer that is no longer trained or moved."""
+        if self._plain():
+            self._tables = (self._stacked(),)
+
+    def _stacked(self) -> Tensor:
+        """[Q, V, D]."""
+        if self._tables:
+            return self._tables[0]
+        return torch.stack([self.at(depth).table().detach() for depth in range(len(self._order))])  # type: ignore[operator]
+
     def _plain(self) -> bool:
         """Whether every depth is a plain codebook of one size, as the fused operator takes them."""
         same = len(set(self.codebook_sizes[0])) == 1
@@ -121,9 +133,9 @@ class Residual(Quantizer):
 
     def _fused(self, z: Tensor, mask: Tensor | None) -> Quantized:
         """All depths in one pass over the codebooks; losses and statistics follow from the codes."""
-        tables = [self.at(depth).table().detach() for depth in range(len(self._order))]  # type: ignore[operator]
+        tables = self._stacked()
         depth = None if mask is None else mask.sum(1).flatten()
-        found, _ = residual_encode(to_vectors(z).detach(), torch.stack(tables), depth)
+        found, _ = residual_encode(to_vectors(z).detach(), tables, depth)
         grid = from_vectors(found, z)
         total, rest, losses = torch.zeros_like(z), z, _Mean()
         stats: dict[str, Tensor] = {}
@@ -138,7 +150,7 @@ class Residual(Quantizer):
             names = ("commit",) if quantizer.ema_decay is not None else ("commit", "codebook")  # type: ignore[attr-defined]
             losses.add({name: commit for name in names}, None if part is None else part[0])
             rows = None if part is None else part[0].flatten()
-            stats |= code_stats(grid[:, index].flatten(), len(tables[index]), rows, suffix=f"_{index}")
+            stats |= code_stats(grid[:, index].flatten(), tables.shape[1], rows, suffix=f"_{index}")
         return Quantized(total, (grid,), losses.result(), stats)
 
 

@@ -20,7 +20,7 @@ from mmtok.nn.mdct import MDCT
 
 POWER = 0.7  # of magnitudes: louder coefficients are coded more coarsely
 FLOOR = 1e-3
-CENTRE, SPREAD = -9.0, 8.0  # of log energies of a band
+CENTRE, SPREAD, SILENCE = -9.0, 12.0, 1e-6  # of log energies of a band: mean, divisor, what is added before the log
 
 
 class MDCTEncoder(nn.Module):
@@ -32,6 +32,7 @@ class MDCTEncoder(nn.Module):
     """
 
     channels = 1
+    mean: Tensor
 
     def __init__(
         self, dim: int = 128, bands: int = 16, width: int = 192, hidden: int = 576, layers: int = 4, hop: int = 320,
@@ -56,7 +57,7 @@ class MDCTEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             c = self.mdct(x[:, 0].float())
-            energies = ((c.square() @ self.mean + 1e-8).log() - CENTRE) / SPREAD
+            energies = ((c.square() @ self.mean + SILENCE).log() - CENTRE) / SPREAD
             plain = self.skip(torch.cat([compress(c), energies], 2))
         return plain.transpose(1, 2) + self.network(x)
 
@@ -72,6 +73,7 @@ class MDCTDecoder(nn.Module):
     """
 
     channels = 1
+    noise: Tensor
 
     def __init__(
         self, dim: int = 128, bands: int = 16, width: int = 256, hidden: int = 768, layers: int = 5, hop: int = 320
@@ -93,8 +95,8 @@ class MDCTDecoder(nn.Module):
             coefficients = torch.eye(hop, dim) * (torch.arange(dim) < dim - bands)
             gains = torch.cat([torch.zeros(hop, dim - bands), 0.5 * SPREAD * member], 1)
             self.skip.weight.copy_(torch.cat([coefficients, gains]))
-            # below the bands the noise starts at -60 dB
-            self.out.bias.copy_(torch.cat([torch.zeros(hop), torch.where(member.any(1), 0.5 * CENTRE, -7.0)]))
+            # noise starts at half the amplitude of what it replaces: too much is heard sooner than too little
+            self.out.bias.copy_(torch.cat([torch.zeros(hop), torch.where(member.any(1), 0.5 * CENTRE - 0.7, -7.0)]))
 
     @property
     def reach(self) -> int:
