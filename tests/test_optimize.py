@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import mmtok
 from mmtok import hub, importers
-from mmtok.optimize import FrozenSnake, PackedConv1d, optimize
+from mmtok.optimize import FrozenSnake, PackedConv1d, PackedConvTranspose1d, PackedLinear, optimize
 
 ROOT = Path(__file__).parent / "golden" / "audio"
 FAMILIES = {
@@ -93,3 +93,30 @@ def test_loading_by_name_or_folder(tmp_path):
         mmtok.load(folder, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="dtype must be"):
         mmtok.load(folder, optimize=True, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(4, 2, 0, 0), (16, 8, 4, 0), (10, 5, 3, 1), (7, 3, 0, 0), (3, 4, 1, 1)], ids=str
+)
+@torch.no_grad()
+def test_transposed_convolutions_equal_torch(sizes):
+    kernel, stride, padding, output_padding = sizes
+    torch.manual_seed(0)
+    conv = torch.nn.ConvTranspose1d(6, 5, kernel, stride, padding, output_padding)
+    for frames in (1, 2, 9):
+        x = torch.randn(2, 6, frames)
+        want = conv(x)
+        assert torch.allclose(PackedConvTranspose1d(conv, torch.float32)(x), want, atol=1e-5)
+        given = x.clone().requires_grad_()
+        with torch.enable_grad():
+            assert torch.equal(PackedConvTranspose1d(conv, torch.float32)(given), conv(given))
+
+
+@torch.no_grad()
+def test_products_equal_torch():
+    torch.manual_seed(0)
+    for bias in (True, False):
+        linear = torch.nn.Linear(24, 40, bias=bias)
+        for shape in ((24,), (3, 24), (2, 7, 24)):
+            x = torch.randn(shape)
+            assert torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-5)
