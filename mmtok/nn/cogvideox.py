@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmtok.nn.conv3d import CausalConv3d, PointConv3d
 from mmtok.nn.norm3d import ClipNorm, SpatialNorm3d
-from mmtok.nn.resample3d import repeat_space
+from mmtok.nn.repeat3d import repeat_space
 from mmtok.nn.stream import Causal, Stream
 
 

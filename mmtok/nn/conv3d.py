@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.nn.stream import Causal, Stream, run
+from mmtok.nn.winograd import WinogradConv3d
 
 PadMode = Literal["first_frame", "zeros"]
 Triple = tuple[int, int, int]
@@ -141,6 +142,8 @@ def convolve(x: Tensor, conv: nn.Conv3d) -> Tensor:
     In channels-last memory these are views, and torch has fast 2D kernels for many shapes whose 3D kernels are slow:
     on a CPU it takes its reference implementation for short clips and for 1x1 kernels.
     """
+    if isinstance(conv, WinogradConv3d) and not (torch.is_grad_enabled() and x.requires_grad):
+        return conv.run(x)
     kernel, stride, pad, dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     assert not isinstance(pad, str)
     if kernel[0] == 1 and stride[0] == 1:

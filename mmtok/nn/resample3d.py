@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.nn.conv3d import CausalConv3d, DropFront, PadMode, PointConv3d, Triple, extend
+from mmtok.nn.repeat3d import RepeatConv3d, repeat_space, repeat_time
 from mmtok.nn.stream import Causal, Stream
 
 
@@ -56,20 +57,26 @@ class BlendUp(Causal):
         self, channels: int, time: int, space: int, pad_mode: PadMode = "first_frame", lookahead: int = 0
     ) -> None:
         super().__init__()
-        self.space = CausalConv3d(channels, channels, (1, 3, 3)) if space == 2 else None
-        self.time = CausalConv3d(channels, channels, (3, 3, 3), pad_mode=pad_mode) if time == 2 else None
-        self.stretch: nn.Module = LinearTime(lookahead) if lookahead else RepeatTime()
+        self.space = RepeatConv3d(channels, (1, 3, 3), space=2) if space == 2 else None
+        self.time: CausalConv3d | None = None
+        self.stretch: LinearTime | None = None
+        if time == 2 and lookahead:
+            self.time, self.stretch = CausalConv3d(channels, channels, pad_mode=pad_mode), LinearTime(lookahead)
+        elif time == 2:
+            self.time = RepeatConv3d(channels, (3, 3, 3), time=2, pad_mode=pad_mode)
         if time == 2:
             self.mix = nn.Parameter(torch.tensor([2.0]))
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, T time, H space, W space]."""
         if self.space is not None:
-            x = self.space(repeat_space(x))
+            x = self.space(x)
         if self.time is None:
             return x
-        x = self.stretch(x, stream)
-        return torch.lerp(self.time(x, stream), x, self.mix.sigmoid())
+        if self.stretch is not None:
+            x = self.stretch(x, stream)
+            return torch.lerp(self.time(x, stream), x, self.mix.sigmoid())
+        return torch.lerp(self.time(x, stream), repeat_time(x), self.mix.sigmoid())
 
 
 class HybridDown(Causal):
@@ -99,20 +106,18 @@ class HybridUp(Causal):
 
     def __init__(self, channels: int, time: int, space: int) -> None:
         super().__init__()
-        self.time = CausalConv3d(channels, channels, (3, 1, 1)) if time == 2 else None
-        self.space = CausalConv3d(channels, channels, (1, 3, 3)) if space == 2 else None
-        self.stretch = RepeatTime()
+        self.time = RepeatConv3d(channels, (3, 1, 1), time=2) if time == 2 else None
+        self.space = RepeatConv3d(channels, (1, 3, 3), space=2) if space == 2 else None
         self.drop = DropFront(1)
         self.out = PointConv3d(channels, channels)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + (T - 1) time, H space, W space]."""
         if self.time is not None:
-            x = self.drop(self.stretch(x, stream), stream)
-            x = self.time(x, stream) + x
+            # the copy that is dropped has only copies of itself before it
+            x = self.drop(self.time(x, stream) + repeat_time(x), stream)
         if self.space is not None:
-            x = repeat_space(x)
-            x = self.space(x) + x
+            x = self.space(x) + repeat_space(x)
         return self.out(x)
 
 
@@ -174,14 +179,6 @@ class SubpixelUp(nn.Module):
         return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
-class RepeatTime(Causal):
-    """Every frame twice."""
-
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """[B, C, T, H, W] -> [B, C, 2 T, H, W]."""
-        return x.repeat_interleave(2, 2)
-
-
 class LinearTime(Causal):
     """Linear interpolation to twice the frames, half a frame ahead (VidTok v1.1): not causal.
 
@@ -223,12 +220,6 @@ def _linear(x: Tensor) -> Tensor:
     left = torch.cat([x[:, :, :1], x[:, :, :-1]], 2)
     right = torch.cat([x[:, :, 1:], x[:, :, -1:]], 2)
     return torch.stack([0.75 * x + 0.25 * left, 0.75 * x + 0.25 * right], 3).flatten(2, 3)
-
-
-def repeat_space(x: Tensor) -> Tensor:
-    """Every pixel as a 2 x 2 square: [B, C, T, H, W] -> [B, C, T, 2 H, 2 W]."""
-    frames = F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=2.0, mode="nearest")
-    return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
 def mean_of_squares(x: Tensor) -> Tensor:
