@@ -1,12 +1,19 @@
 """Two processes (gloo) that are signalled, stopped, hung, killed or fed NaN: nothing lost, the culprit named."""
 
+import os
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from fault_toys import Job
+from fault_toys import Job, free_port, write_rank
 from training_toys import keys, same
 
+ROOT = Path(__file__).parents[2]
+EXACT = ("state_dict", "ema", "optimizer_states", "batches", "skipped", "global_step")
 SMALL = {"data__init_args__batch_size": 2, "trainer__limit_val_batches": 0}
 
 
@@ -40,13 +47,34 @@ def test_a_killed_rank_ends_the_job_and_the_rest_is_bit_exact(job, whole, tmp_pa
     assert job.checkpoint("run")["global_step"] == 10
     assert job.run("run", 2, "--ckpt_path", "last", **options) == [0, 0]
     found = job.checkpoint("run")
-    for part in ("state_dict", "ema", "optimizer_states", "batches", "skipped", "global_step"):
+    for part in EXACT:
         assert same(expected[part], found[part], part) == []
     assert trained_on(tmp_path, "run", 2) == trained_on(folder, "whole", 2)
     for rank in range(2):
         drawn = [torch.load(at / f"{name}.{rank}.rng", weights_only=True)
                  for at, name in ((folder, "whole"), (tmp_path, "run"))]  # fmt: skip
         assert same(*drawn) == []
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_both_launchers_start_the_same_run_and_torchrun_starts_it_again(whole, tmp_path, shards, launcher):
+    """As a user starts it. In torchrun.sh rank 1 is killed at step 13, and all start again from step 10."""
+    fault = {"what": "SIGKILL", "at": 13, "rank": 1} if launcher == "torchrun" else None
+    path = write_rank(tmp_path, shards, "run", 0, 2, fault, **SMALL)
+    command = [sys.executable, "train.py", "fit", "-c", path]
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests/training"}
+    if launcher == "torchrun":  # it lays configs/base/slurm.yaml on the configuration
+        command = ["bash", "docs/cluster/torchrun.sh", "--trainer.accelerator=cpu", "--checkpoint.every=10",
+                   "--data.init_args.num_workers=0", "--data.init_args.pin_memory=false"]  # fmt: skip
+        env |= {"GPUS": "2", "CONFIG": path, "PORT": str(free_port())}
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run([*command, "--name=run"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert bool(re.search(r"exitcode\s*: -9", done.stderr)) == (launcher == "torchrun")
+    expected, found = whole[1], torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    for part in EXACT:
+        assert same(expected[part], found[part], part) == []
 
 
 def test_a_signal_to_one_rank_stops_all_and_another_world_goes_on_with_the_next_sample(job, whole, tmp_path):

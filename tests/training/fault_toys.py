@@ -23,10 +23,11 @@ class Fault(Callback):
 
     what  "nan", "hang", or the name of a signal it sends to itself; "SIGTERM in validation" at the first batch of one;
           "look" hurts nothing and writes what training starts from to <run>/start.pt
+    rank  the only process it hurts, where all have one configuration. Not after torchrun started them again
     """
 
-    def __init__(self, what: str, at: int, times: int = 1) -> None:
-        self.what, self.at, self.times = what, at, times
+    def __init__(self, what: str, at: int, times: int = 1, rank: int | None = None) -> None:
+        self.what, self.at, self.times, self.rank = what, at, times, rank
 
     def on_train_start(self, trainer, pl_module):
         if self.what == "look":
@@ -34,6 +35,8 @@ class Fault(Callback):
             torch.save(state, Path(trainer.default_root_dir) / "start.pt")
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.rank not in (None, trainer.global_rank) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            return
         if self.what == "nan" and self.at <= pl_module.batches < self.at + self.times:
             batch.x.fill_(float("nan"))
         elif pl_module.batches == self.at:
