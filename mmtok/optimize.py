@@ -65,7 +65,8 @@ def _packed(child: nn.Module, dtype: torch.dtype) -> nn.Module | None:
         return None
     if type(child) is nn.Conv1d:
         return PackedConv1d(child, dtype)
-    if type(child) is nn.ConvTranspose1d and child.dilation == (1,) and child.output_padding <= child.padding:
+    # a tuple: transposed convolutions take no padding by name
+    if type(child) is nn.ConvTranspose1d and child.dilation == (1,) and child.output_padding <= tuple(child.padding):
         return PackedConvTranspose1d(child, dtype)
     return None
 
