@@ -8,6 +8,7 @@ import layouts_audio as audio
 import layouts_transformers as transformers
 import layouts_video as video
 import torch
+import torchaudio.compliance.kaldi  # noqa: F401  makes a tensor when imported, which must not be on meta
 from layouts import LLAMAGEN, magvit2, maskgit, vqgan
 
 MULT = (1, 1, 2, 2, 4)

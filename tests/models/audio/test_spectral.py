@@ -114,7 +114,7 @@ def test_long_signals_are_coded_as_the_whole(build, samples, size, seconds):
 
 
 def test_an_untrained_transform_codec_codes_already():
-    """Unquantized, its lowest coefficients come back; above them noise of the right energy."""
+    """Unquantized, its lowest coefficients come back; above them noise of half the amplitude."""
     torch.manual_seed(0)
     encoder, decoder = MDCTEncoder(128, layers=1), MDCTDecoder(128, layers=1)
     low = speech(320 * 50)  # all of it in the coefficients that are coded
@@ -123,7 +123,7 @@ def test_an_untrained_transform_codec_codes_already():
         assert (y - low).square().sum() < 0.02 * low.square().sum()
         hiss = 0.1 * torch.randn(1, 1, 320 * 200)
         high = [encoder.mdct(x[:, 0])[..., 112:].square().mean() for x in (hiss, decoder(encoder(hiss)))]
-    assert 0.5 < high[1] / high[0] < 2
+    assert 0.15 < high[1] / high[0] < 0.4  # of the energy
 
 
 def test_compression_is_undone():
