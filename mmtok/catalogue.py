@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,24 @@ def split_hub(place: str) -> tuple[str, str]:
     if len(parts) != 3 or not all(parts):
         raise ValueError(f"{place}: expected hf:owner/name/file")
     return f"{parts[0]}/{parts[1]}", parts[2]
+
+
+def address(place: str) -> str:
+    """What a browser opens for a place of the catalogue."""
+    if place.startswith("hf:"):
+        repository, path = split_hub(place)
+        return f"https://huggingface.co/{repository}/resolve/main/{path}"
+    return place.removeprefix("page:")
+
+
+def unknown(name: str) -> ValueError:
+    """The error for a name that is not in the catalogue, with those it may be meant for."""
+    near = get_close_matches(name, catalogue(), 5, 0.4)
+    hint = f"Did you mean {', '.join(near)}? " if near else ""
+    return ValueError(
+        f"no tokenizer named {name!r}: neither a folder nor in the catalogue. {hint}mmtok list and mmtok list --remote"
+        " print all names"
+    )
 
 
 def home() -> Path:

@@ -95,6 +95,7 @@ def _parser() -> Parser:
 
 def _model_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     command = _add(commands, "list", "tokenizers that load by name, and recipes that train", _list)
+    command.add_argument("name", nargs="?", help="all about one of them: files, licences, numbers and their protocol")
     command.add_argument("--remote", action="store_true", help="published checkpoints that are downloaded on first use")
 
     command = _add(commands, "fetch", "download published checkpoints into MMTOK_HOME", _fetch)
@@ -200,9 +201,12 @@ def _decode(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from mmtok.listing import print_listing, print_remote
+    from mmtok.listing import print_entry, print_listing, print_remote
 
-    print_remote() if options.remote else print_listing()
+    if options.name is not None:
+        print_entry(options.name)
+    else:
+        print_remote() if options.remote else print_listing()
 
 
 def _fetch(options: argparse.Namespace) -> None:

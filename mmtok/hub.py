@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
 from mmtok.build import Config, build, check_class_paths
-from mmtok.catalogue import catalogue, checkpoints, home, published
+from mmtok.catalogue import catalogue, checkpoints, home, published, unknown
 from mmtok.folder import CONFIG, FORMAT_VERSION, WEIGHTS, fingerprint, load_folder, read_config, save
 from mmtok.published import from_hub, imported
 from mmtok.tokenizer import Tokenizer
@@ -57,15 +56,9 @@ def resolve(name: str | os.PathLike[str], accept_licence: bool = False) -> Path:
             f"no tokenizer named {text!r}: it is a file; mmtok import SYSTEM {path} --out DIR makes a published"
             " checkpoint a folder that loads"
         )
-    names = catalogue()
-    raw = names.get(text)
+    raw = catalogue().get(text)
     if raw is None:
-        near = get_close_matches(text, names, 5, 0.4)
-        hint = f"Did you mean {', '.join(near)}? " if near else ""
-        raise ValueError(
-            f"no tokenizer named {text!r}: neither a folder nor in the catalogue. {hint}mmtok list and mmtok list"
-            " --remote print all names"
-        )
+        raise unknown(text)
     if "folder" not in raw:
         return imported(published({text: raw})[text], accept_licence)
     folder = checkpoints() / raw["folder"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmtok.catalogue import Entry, catalogue, home, published
+from mmtok.catalogue import Entry, address, catalogue, home, published, unknown
 
 
 def recipes() -> dict[str, str]:
@@ -40,6 +40,20 @@ def print_listing() -> None:
         print(f"  {name:36s} {summary}")
 
 
+def print_entry(name: str) -> None:
+    """Prints all that the catalogue knows of one tokenizer; ValueError for an unknown name."""
+    entries = catalogue()
+    if name not in entries:
+        raise unknown(name)
+    raw = entries[name]
+    lines = [("kind", raw["modality"]), ("weights", raw["licence"])]
+    if "folder" not in raw:
+        lines = _details(published({name: raw})[name])
+    print(f"{name}: {raw['summary']}")
+    for key, text in lines:
+        print(f"  {key:<11}{text}")
+
+
 def print_remote() -> None:
     """Prints the published checkpoints as a table."""
     entries = list(published(catalogue()).values())
@@ -60,6 +74,22 @@ def _row(entry: Entry) -> tuple[str, ...]:
     parameters = "-" if entry.parameters is None else f"{entry.parameters:g}"
     licence = entry.licence.split(" (")[0] + (" NC" if entry.non_commercial else "")
     return entry.name + here, entry.modality, licence, parameters, numbers
+
+
+def _details(entry: Entry) -> list[tuple[str, str]]:
+    """(heading, text) of a published checkpoint."""
+    nc = ", not for commercial use: asks for consent" if entry.non_commercial else ""
+    folder = home() / "tokenizers" / entry.name
+    lines = [("kind", entry.modality), ("weights", entry.licence + nc), ("code", entry.code_licence)]
+    lines += [("file" if not i else "", f"{name}  {address(entry.files[name])}") for i, name in enumerate(entry.files)]
+    lines += [("sha256", f"{name}  {digits}...") for name, digits in entry.sha256.items()]
+    lines += [("importer", entry.importer), ("recipe", entry.recipe or "none")]
+    lines.append(("parameters", f"{entry.parameters:g} M"))
+    for key, value in entry.numbers.items():
+        lines.append(("numbers", f"{key} {value:g}  {entry.protocol} ({entry.numbers_source})"))
+    lines += [("paper", f"https://arxiv.org/abs/{entry.paper}")] if entry.paper else []
+    lines += [("note", entry.note)] if entry.note else []
+    return [*lines, ("here", str(folder) if (folder / "config.yaml").is_file() else "not yet")]
 
 
 def _origin(entry: Entry) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock  # torch depends on it
 
-from mmtok.catalogue import Entry, home, split_hub
+from mmtok.catalogue import Entry, address, home, split_hub
 from mmtok.download import by_hand, check_sha256, download, offline
 from mmtok.folder import CONFIG, save
 from mmtok.importers import instantiate, read_published
@@ -138,14 +138,6 @@ def from_hub(repository: str, path: str, target: Path) -> Path:
     except Exception as error:  # of the http library that huggingface_hub happens to use
         reason = f"huggingface.co cannot be reached ({type(error).__name__})"
         raise OSError(by_hand(url, target, reason)) from None
-
-
-def address(place: str) -> str:
-    """What a browser opens for a place of the catalogue."""
-    if place.startswith("hf:"):
-        repository, path = split_hub(place)
-        return f"https://huggingface.co/{repository}/resolve/main/{path}"
-    return place.removeprefix("page:")
 
 
 def check_consent(entry: Entry, accepted: bool = False) -> None:

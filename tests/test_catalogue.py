@@ -9,7 +9,7 @@ import pytest
 
 from mmtok import importers
 from mmtok.catalogue import catalogue, entry_of, published, split_hub
-from mmtok.listing import config_path, print_remote
+from mmtok.listing import config_path, print_entry, print_remote
 
 ENTRIES = published()
 RAW = {"modality": "image", "summary": "s", "licence": "MIT", "code_licence": "MIT", "importer": "titok",
@@ -76,3 +76,20 @@ def test_the_remote_table_has_every_entry(capsys, monkeypatch, tmp_path):
         assert ("folder" in raw) != (re.search(rf"^{name} ", out, re.M) is not None)
     (line,) = [line for line in out.splitlines() if line.startswith("fqgan-dual-ds16 ")]
     assert "CC-BY-NC-4.0 NC" in line and "150.4" in line and "rfid 0.94" in line and "hf:ZechenBai/FQGAN" in line
+
+
+def test_everything_about_one_entry(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MMTOK_HOME", str(tmp_path))
+    for name in ENTRIES:
+        print_entry(name)
+    capsys.readouterr()
+    print_entry("fqgan-dual-ds16")
+    out = capsys.readouterr().out
+    for text in (
+        "CC-BY-NC-4.0, not for commercial use", "huggingface.co/ZechenBai/FQGAN/resolve/main/fqgan_dual_ds16.pt",
+        "image/fqgan_dual_ds16", "150.4 M", "rfid 0.94  ImageNet val", "arxiv.org/abs/2411.16681", "not yet",
+    ):  # fmt: skip
+        assert text in out
+    print_entry("image-tiny")
+    with pytest.raises(ValueError, match="Did you mean .*titok-l32"):
+        print_entry("titok-l33")

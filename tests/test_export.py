@@ -17,6 +17,7 @@ from mmtok.export.quantizers import codes, grids, latents, values
 from mmtok.keep import FlatPrefix
 from mmtok.models.image.pyramid import PyramidDecoder, PyramidEncoder, PyramidTokenizer
 from mmtok.quantizers.bernoulli import BernoulliBits
+from mmtok.quantizers.entropy_constrained import EntropyConstrainedVQ
 from mmtok.quantizers.fsq import FSQ
 from mmtok.quantizers.ibq import IBQ
 from mmtok.quantizers.lookup_free import BSQ, LFQ
@@ -156,7 +157,8 @@ def test_plain_forms_of_several_grids(quantizer):
 
 
 @pytest.mark.parametrize("quantizer", [
-    VQ(6, 50), VQ(6, 50, l2_norm=True), VQ(6, 50, cosine=True), VQ(6, 50, ema_decay=0.9), FSQ([4, 5, 2, 3, 8, 7]),
+    VQ(6, 50), VQ(6, 50, l2_norm=True), VQ(6, 50, cosine=True), VQ(6, 50, ema_decay=0.9),
+    EntropyConstrainedVQ(6, 50, 0.3), FSQ([4, 5, 2, 3, 8, 7]),
     FSQ([4, 4, 4, 4, 4, 4], double_bound=True), FSQ([3, 5, 7, 9, 5, 3], margin=-1e-3, tan_shift=True), IBQ(6, 50),
     LFQ(6), LFQ(6, groups=[2, 4]), BSQ(6), BSQ(6, groups=[3, 3]), Projected(VQ(3, 50, cosine=True), 6),
     Residual([VQ(6, 50) for _ in range(3)]), Residual([VQ(6, 50)], depth=4),
@@ -165,6 +167,8 @@ def test_plain_forms_of_several_grids(quantizer):
 @torch.no_grad()
 def test_plain_forms_equal_the_quantizers(quantizer):
     quantizer.eval()
+    if isinstance(quantizer, EntropyConstrainedVQ):
+        quantizer.usage.copy_(torch.rand(50, generator=torch.Generator().manual_seed(1)) ** 4)
     z = torch.randn(3, 6, 11, generator=torch.Generator().manual_seed(0))
     grid = quantizer(z).grids[0]
     assert torch.equal(codes(quantizer, z), grid)

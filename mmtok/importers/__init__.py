@@ -32,8 +32,8 @@ def load(family: str, path: str | os.PathLike[str]) -> Tokenizer:
 
 def instantiate(converted: Converted, family: str = "") -> Tokenizer:
     """The tokenizer of `read_published`, in eval mode; ValueError when keys or shapes differ from the model's."""
-    tokenizer = build(converted.config)
     with _naming(family):
+        tokenizer = build(converted.config)
         check_complete(converted.state, tokenizer.state_dict())
     tokenizer.load_state_dict(converted.state)
     return tokenizer.eval()
@@ -67,6 +67,9 @@ def _naming(family: str) -> Iterator[None]:
         if not family or f"importer {family}" in text:
             raise
         raise ValueError(f"importer {family}: {text.removeprefix('importer: ')}; {mend}") from None
+    except (RuntimeError, IndexError, ZeroDivisionError, StopIteration) as error:  # of shapes that do not fit together
+        where = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"importer {family}: the shapes of the file do not fit together ({where}): {mend}") from None
 
 
 def families() -> list[str]:

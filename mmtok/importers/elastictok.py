@@ -70,7 +70,7 @@ def _layers(state: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for key, value in state.items():
         side, *path = key.split("/")
-        if "scan_decoder" not in path:
+        if "scan_decoder" not in path or path[-1] != "kernel":
             out[key] = value
             continue
         part = "/".join(path[2:-1])

@@ -17,6 +17,8 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     """Sizes read off the weights; the rest from the config, or that of the two released models where there is none."""
     transformers = any(key.startswith("encoder.layers.") for key in state)
     sizes = seanet.sizes(state, "encoder.layers" if transformers else "encoder.model")
+    if sizes["bidirectional"]:
+        raise ValueError("importer: its LSTM runs both ways, as in files of SpeechTokenizer (importer speechtokenizer)")
     count, codes, dim = seanet.codebook_sizes(state, CODEBOOK + r"\.embed")
     stereo = sizes["channels"] == 2
     hop = math.prod(sizes["ratios"])

@@ -65,7 +65,7 @@ def convert(state: dict[str, Tensor], facts: dict[str, Any]) -> Converted:
 
 def rules(layers: int) -> list[Rule | Drop]:
     """layers: how many lie before the codes; of the whole model, those behind are not read."""
-    layer, ours = PREFIX + r"layers\.(?P<n>\d+)\.", r"encoder.trunk.layers.\g<n>."
+    ours = r"encoder.trunk.layers.\g<n>."
     leaf = r"\.(?P<leaf>weight|bias)"
     before = "|".join(str(i) for i in range(layers))
     here = PREFIX + rf"layers\.(?P<n>{before})\."
@@ -83,5 +83,5 @@ def rules(layers: int) -> list[Rule | Drop]:
         Rule(here + r"final_layer_norm" + leaf, ours + r"norm2.\g<leaf>"),
         Rule(here + r"fc1" + leaf, ours + r"up.\g<leaf>"),
         Rule(here + r"fc2" + leaf, ours + r"down.\g<leaf>"),
-        Drop(layer + r".+", "behind the codes"),
+        Drop(PREFIX + rf"layers\.(?!(?:{before})\.)\d+\..+", "behind the codes"),
     ]

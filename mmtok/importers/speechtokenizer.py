@@ -17,6 +17,8 @@ SYSTEMS = ("speechtokenizer", "speechtokenizer_snake", "dm_codec")
 def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     """Sizes read off the weights; the rate is that of the config, 16 kHz in everything released."""
     sizes = seanet.sizes(state, "encoder.model")
+    if not sizes["bidirectional"]:
+        raise ValueError("importer: its LSTM runs one way only, as in a file of EnCodec (importer encodec)")
     count, codes, dim = seanet.codebook_sizes(state, CODEBOOK + r"\.embed")
     semantic = state["transform.weight"].shape[0] if "transform.weight" in state else None
     return {
