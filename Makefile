@@ -21,7 +21,8 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chromium"
+	# two processes of two threads each on two cores only wait for one another
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not chromium"
 
 # needs Debian's chromium (or CHROMIUM=/path/to/it)
 test-report: .venv/installed
