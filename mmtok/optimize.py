@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.nn.fast_video import speed_up
 from mmtok.nn.snake import Snake
 from mmtok.nn.weight_norm import fold_weight_norm
 from mmtok.quantizers.residual import Residual
@@ -29,8 +30,8 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
 
     dtype  float32 computes what was computed before, up to the order of sums; bfloat16 runs encoder and decoder in
            half precision: some codes differ
-    Weight normalization is folded on every device; weights are packed on a CPU. ValueError where bfloat16 is asked
-    of a CPU without it.
+    Weight normalization is folded on every device; on a CPU weights are packed, networks of video tokenizers prepared as
+    `mmtok.nn.fast_video` says. ValueError where bfloat16 is asked of a CPU without it.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"optimize: dtype must be torch.float32 or torch.bfloat16, got {dtype}")
@@ -49,6 +50,8 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
                     setattr(parent, name, packed)
                 elif dtype == torch.bfloat16 and isinstance(child, nn.LSTM):
                     child.to(dtype).register_forward_pre_hook(_halved)
+        if packs:
+            speed_up(network, dtype)
         if dtype == torch.bfloat16:
             # an attribute of the instance: what is neither packed nor an activation chooses its own precision
             network.forward = torch.autocast(device.type, dtype)(network.forward)  # type: ignore[method-assign]

@@ -10,10 +10,10 @@ from torch import nn
 
 from mmtok.nn import winograd
 from mmtok.nn.conv3d import convolve
-from mmtok.nn.fast_video import speed_up
 from mmtok.nn.repeat3d import RepeatConv3d
 from mmtok.nn.stream import Stream
 from mmtok.nn.winograd import WinogradConv3d, transforms
+from mmtok.optimize import optimize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "video"))
 from video_models import MODELS, randomise, video  # noqa: E402
@@ -78,10 +78,7 @@ def test_mistakes_are_named():
 
 
 def fast(model, dtype):
-    model = copy.deepcopy(model)
-    for network in (model.encoder, model.decoder):
-        speed_up(network, dtype)
-    return model
+    return optimize(copy.deepcopy(model), dtype)
 
 
 @torch.no_grad()
