@@ -30,8 +30,8 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
 
     dtype  float32 computes what was computed before, up to the order of sums; bfloat16 runs encoder and decoder in
            half precision: some codes differ
-    Weight normalization is folded on every device; on a CPU weights are packed, networks of video tokenizers prepared as
-    `mmtok.nn.fast_video` says. ValueError where bfloat16 is asked of a CPU without it.
+    Weight normalization is folded on every device; on a CPU weights are packed and networks of video tokenizers
+    prepared as `mmtok.nn.fast_video` says. ValueError where bfloat16 is asked of a CPU without it.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"optimize: dtype must be torch.float32 or torch.bfloat16, got {dtype}")
