@@ -121,7 +121,7 @@ def main() -> None:
         rows = [{"path": str(p.path), "key": f"{n}/{p.path.stem}"} for n in range(4) for p in photos]
         manifest.write_text("\n".join(map(json.dumps, rows)))
         folder = Path(root) / "shards"
-        make(str(manifest), str(folder), samples_per_shard=20)
+        make(str(manifest), str(folder), samples_per_shard=20, root="/")
         ways = {
             "ours": lambda: ours(folder, args.batch, args.size, args.batches, args.workers),
             "bare": lambda: bare(images, args.batch, args.size, args.batches, args.workers),

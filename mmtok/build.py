@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
+import re
 from typing import Any
+
+import yaml
 
 from mmtok.tokenizer import Tokenizer
 
 Config = dict[str, Any]
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 MAX_NODES, MAX_DEPTH = 100_000, 100  # of a config; the largest that ship have a few hundred
 
 
@@ -23,9 +28,10 @@ def build(config: Config, modules: tuple[str, ...] = ("mmtok",)) -> Tokenizer:
         parsed = parser.parse_object({"tokenizer": copy.deepcopy(config)})
     except Exception as error:
         raise ValueError(f"tokenizer config: {' '.join(str(error).split())[:400]}") from None
-    full: Namespace = parsed.tokenizer
+    full = parsed.tokenizer.as_dict() if isinstance(parsed.tokenizer, Namespace) else parsed.tokenizer
+    check_class_paths(full, modules)  # by now bare names are resolved, among all classes that are imported
     tokenizer: Tokenizer = parser.instantiate_classes(parsed).tokenizer
-    tokenizer.config = full.as_dict() if isinstance(full, Namespace) else full
+    tokenizer.config = full
     return tokenizer
 
 
@@ -33,7 +39,8 @@ def check_class_paths(node: Any, modules: tuple[str, ...]) -> None:
     """ValueError when any `class_path` in a config is anything but a class defined in the trusted packages.
 
     Names are looked up only inside those packages, and what they import from elsewhere does not count:
-    `mmtok.hub.os.system` is refused. So are configs that nest or repeat without bound.
+    `mmtok.hub.os.system` is refused. So are configs that nest or repeat without bound, and text that stands for a class
+    or function of another package: jsonargparse would import it to see what it is.
     """
     stack, seen = [(node, 0)], 0
     while stack:
@@ -47,6 +54,12 @@ def check_class_paths(node: Any, modules: tuple[str, ...]) -> None:
             stack += [(value, depth + 1) for value in node.values()]
         elif isinstance(node, list | tuple):
             stack += [(value, depth + 1) for value in node]
+        elif isinstance(node, str) and (inner := _read(node)) != node:
+            stack.append((inner, depth + 1))
+        elif isinstance(node, str) and _DOTTED.fullmatch(node):
+            package = node.partition(".")[0]
+            if package in modules or _importable(package):
+                _check_class(node, modules)
 
 
 def _check_class(path: Any, modules: tuple[str, ...]) -> None:
@@ -62,3 +75,19 @@ def _check_class(path: Any, modules: tuple[str, ...]) -> None:
         raise  # a package that the class needs
     if not isinstance(found, type) or found.__module__.split(".")[0] not in modules:
         raise ValueError(refusal)
+
+
+def _read(text: str) -> Any:
+    """What jsonargparse would take a text for: it reads YAML inside texts."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _importable(package: str) -> bool:
+    """Whether `import package` would find something, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # of __main__ and the like
+        return True

@@ -150,6 +150,7 @@ def _shard_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument("--quality", type=int, default=95, help="of that JPEG")
     command.add_argument("--tile", type=int, help="cut images into squares of this side, at several scales")
     command.add_argument("--tile-detail", type=float, default=0.0, help="leave out finer tiles with less detail")
+    command.add_argument("--root", help="paths of a manifest must lie below this folder (default: the manifest's)")
     command.add_argument("--no-shuffle", action="store_true", help="keep the source's order")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
 
@@ -268,7 +269,7 @@ def _shards_make(options: argparse.Namespace) -> int:
     reports = make(
         options.source, str(options.out), options.samples_per_shard, options.shard_bytes, options.short_side,
         options.quality, options.workers, not options.no_shuffle, options.seconds, options.gop,
-        options.tile, options.tile_detail,
+        options.tile, options.tile_detail, options.root,
     )
     for report in reports:
         print(describe(report))

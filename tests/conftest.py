@@ -29,7 +29,7 @@ def audio_shards(tmp_path_factory):
     names = [path for voice in ("en_allison", "fr_june") for path in sorted((OWN / "train" / voice).iterdir())[:4]]
     lines = [f"path,text\n{names[0]},one\n", *(f"{name},more\n" for name in names[1:])]
     (root / "clips.csv").write_text("".join(lines))
-    make_shards(str(root / "clips.csv"), root / "shards", samples_per_shard=4, progress=False)
+    make_shards(str(root / "clips.csv"), root / "shards", samples_per_shard=4, progress=False, root=OWN)
     return root / "shards"
 
 

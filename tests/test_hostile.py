@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 import time
 import zlib
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmtok import load
 from mmtok.bitstream import pack, unpack
-from mmtok.build import build
+from mmtok.build import build, check_class_paths
 from mmtok.data.index import parse_index
 
 CONV = "mmtok.models.image.conv.ConvTokenizer"
@@ -39,6 +40,31 @@ def test_only_classes_that_mmtok_defines_are_built(path, monkeypatch) -> None:
             build(config)
         assert "\n" not in str(error.value)
     assert not ran
+
+
+@pytest.mark.parametrize("text", [
+    "evil.E", " evil.E\n", '"evil.E"', "'\"evil.E\"'", "!!str evil.E", "evil.inner.E", "{class_path: evil.E}",
+    "- evil.E", '"{\\"class\\u005fpath\\": evil.E}"', "torch.nn.Identity", "Identity", "__main__.x", "os.system",
+])  # fmt: skip
+def test_text_that_jsonargparse_would_take_for_a_class_imports_nothing(text, tmp_path, monkeypatch) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = {"encoder": text, "quantizer": text, "decoder": text, "stride": [8, 8], "size": [64, 64]}
+    for class_path in (CONV, "mmtok.tokenizer.Tokenizer"):
+        with pytest.raises(ValueError):
+            build({"class_path": class_path, "init_args": parts})
+    assert "evil" not in sys.modules
+
+
+def test_text_that_only_looks_like_a_name_is_text() -> None:
+    check_class_paths({"file": "merges.txt", "name": "v1.5", "note": "see: {}", "empty": ""}, ("mmtok",))
+
+
+@pytest.mark.parametrize("name", ["../b.tar", "/etc/passwd", "", ".", "..", "a\0.tar", "a/b.tar", "a\\b.tar", 7, None])
+def test_an_index_names_only_what_lies_beside_it(name) -> None:
+    row = {"name": name, "samples": 0, "bytes": 9, "sha256": "0", "keys": [], "members": {}, "sizes": []}
+    with pytest.raises(ValueError, match=r"^index\.json: .* is no file beside it"):
+        parse_index(json.dumps({"format_version": 1, "shards": [row]}).encode(), "index.json")
 
 
 def folder_with(tmp_path, text: str):

@@ -95,7 +95,8 @@ def record(job: Job, name: str) -> dict[str, Any] | None:
     """The record of a finished shard, or None. A data file of another size than recorded counts as not done."""
     try:
         row = json.loads((job.folder / f"{name}.json").read_text())
-        whole = (job.folder / row["file"]).stat().st_size == row["bytes"]
+        ours = row["name"] == name and row["file"] in (f"{name}.bin", f"{name}.tar")
+        whole = ours and (job.folder / row["file"]).stat().st_size == row["bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return row if whole else None

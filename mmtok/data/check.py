@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import sys
 import tarfile
@@ -23,6 +24,8 @@ from mmtok.data.workers import follow_parent
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 256 << 20
 SIDES = (1, 64, 128, 256, 512, 1024, 2048, 4096)
+MAX_HEADER = 1 << 14  # bytes of an .npy header that are looked at
+PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib", "dill")
 SECONDS = (0, 1, 2, 5, 10, 30, 60, 600)
 
 
@@ -123,6 +126,9 @@ def scan_shard(path: Path) -> tuple[Shard, list[tuple[str, str]], list[str]]:
         if offset + size > total:
             problems.append(f"{name} is cut off by the end of the file")
             continue
+        if (kind := ext.rpartition(".")[2]) in PICKLES or (kind == "npy" and _holds_objects(path, offset, size)):
+            ignored[f"that can hold pickles (.{kind})"] += 1
+            continue
         if key in members and key != last:
             apart.add(key)
         last = key
@@ -175,6 +181,19 @@ def _tar_members(path: Path, problems: list[str]):  # type: ignore[no-untyped-de
         problems.append(f"the tar cannot be read to its end ({error}); samples before that are kept")
     if others:
         problems.append(f"{others} links or special files ignored")
+
+
+def _holds_objects(path: Path, offset: int, size: int) -> bool:
+    """Whether an .npy member is pickled: an array of Python objects, by its header."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        header = io.BytesIO(file.read(min(size, MAX_HEADER)))
+    try:
+        first = np.lib.format.read_magic(header) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        return bool(read(header)[2].hasobject)
+    except Exception:  # whatever it is, nothing reads it
+        return False
 
 
 def _has(shard: Shard, extensions: tuple[str, ...]) -> NDArray[np.bool_]:

@@ -111,13 +111,20 @@ def parse_index(text: bytes, where: str) -> dict[str, Shard]:
         document = json.loads(text)
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"{where}: index format {document['format_version']}, this release reads {FORMAT_VERSION}")
-        return {entry["name"]: _parse_shard(entry, where) for entry in document["shards"]}
+        return {_plain_name(entry["name"], where): _parse_shard(entry, where) for entry in document["shards"]}
     except ValueError as error:
         if str(error).startswith(where):
             raise
         raise ValueError(f"{where}: not a shard index ({error}); write one with `mmtok shards check`") from None
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{where}: not a shard index ({error!r}); write one with `mmtok shards check`") from None
+
+
+def _plain_name(name: Any, where: str) -> str:
+    """Shards lie beside their index: a name that leads elsewhere is refused."""
+    if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
+        raise ValueError(f"{where}: {name!r} is no file beside it; run `mmtok shards check --rewrite`")
+    return name
 
 
 def _parse_shard(entry: dict[str, Any], where: str) -> Shard:

@@ -22,6 +22,7 @@ def make(
     gop: float = 1.0,
     tile: int | None = None,
     tile_detail: float = 0.0,
+    root: str | None = None,
 ) -> list[Report]:
     """Write WebDataset shards and their index.json.
 
@@ -40,6 +41,7 @@ def make(
         tile: cut images into squares of this side, at their size and at halvings of it: small crops of large
             photographs then need no large decode.
         tile_detail: leave out tiles of finer scales below this mean step between neighbours (grey levels).
+        root: folder below which the paths of a manifest must lie; by default the manifest's own.
         shuffle: mix the samples once while writing (a fixed order); Parquet keeps its own.
 
     ValueError when the destination holds anything, or the source is unusable.
@@ -55,7 +57,8 @@ def make(
     if source.startswith("samples:"):
         return make_samples(source, folder, short_side, quality, workers, tiling)
     encoding = Encoding(short_side, quality, seconds, gop, tiling)
-    return [make_shards(source, folder, samples_per_shard, shard_bytes, encoding, workers, shuffle)]
+    bounds = None if root is None else Path(root).expanduser()
+    return [make_shards(source, folder, samples_per_shard, shard_bytes, encoding, workers, shuffle, root=bounds)]
 
 
 def check(folder: str, rewrite: bool = False, workers: int = 1) -> CheckReport:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmtok.data.media import MEDIA
 from mmtok.data.samples import SampleClip, find_samples
+from mmtok.data.urls import confined
 from mmtok.data.video_samples import SampleVideo
 
 
@@ -30,8 +31,10 @@ class Item:
     camera: int | None = None
 
 
-def read_items(source: str) -> Iterator[Item]:
+def read_items(source: str, root: Path | None = None) -> Iterator[Item]:
     """Items of a source in its own order. ValueError names what is wrong with it.
+
+    root  folder below which the paths of a manifest or Parquet file must lie; by default the file's own
 
     folder            all media files below it, the key is the relative path
     class folder      the same, when every file lies one folder deep: json gets class and label
@@ -42,15 +45,15 @@ def read_items(source: str) -> Iterator[Item]:
     suffix = path.suffix.lower()
     if path.is_dir():
         parquet = sorted(path.glob("*.parquet"))
-        return _parquet(parquet) if parquet else _folder(path)
+        return _parquet(parquet, root) if parquet else _folder(path)
     if not path.is_file():
         raise ValueError(f"{source}: no such file or folder")
     if suffix in (".csv", ".tsv"):
-        return _rows(path, _csv(path, "\t" if suffix == ".tsv" else ","))
+        return _rows(path, _csv(path, "\t" if suffix == ".tsv" else ","), root)
     if suffix in (".jsonl", ".ndjson"):
-        return _rows(path, _jsonl(path))
+        return _rows(path, _jsonl(path), root)
     if suffix == ".parquet":
-        return _parquet([path])
+        return _parquet([path], root)
     raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image|audio|video")
 
 
@@ -106,17 +109,17 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _rows(manifest: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Item]:
+def _rows(manifest: Path, rows: Iterator[tuple[int, dict[str, Any]]], root: Path | None) -> Iterator[Item]:
     for number, row in rows:
         if not row.get("path"):
             raise ValueError(f"{manifest}:{number}: no `path` column; name the media file of each row there")
-        path = manifest.parent / str(row.pop("path"))
+        path = confined(str(row.pop("path")), manifest.parent, f"{manifest}:{number}", root)
         text = row.pop("text", None)
         key = str(row.pop("key", None) or _relative(path, manifest.parent))
         yield Item(key, path.suffix[1:].lower(), path, text=None if text is None else str(text), meta=row)
 
 
-def _parquet(paths: list[Path]) -> Iterator[Item]:
+def _parquet(paths: list[Path], root: Path | None) -> Iterator[Item]:
     try:
         import pyarrow.parquet as pq
     except ImportError:
@@ -132,11 +135,11 @@ def _parquet(paths: list[Path]) -> Iterator[Item]:
             raise ValueError(f"{path}: no column `path`, `bytes` or `image`; it has {', '.join(names)}")
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():
-                yield _parquet_item(path, row, number)
+                yield _parquet_item(path, row, number, root)
                 number += 1
 
 
-def _parquet_item(source: Path, row: dict[str, Any], number: int) -> Item:
+def _parquet_item(source: Path, row: dict[str, Any], number: int, root: Path | None) -> Item:
     image = row.pop("image", None)
     if isinstance(image, dict):
         row = {**row, **{name: image[name] for name in ("path", "bytes") if image.get(name) is not None}}
@@ -147,7 +150,7 @@ def _parquet_item(source: Path, row: dict[str, Any], number: int) -> Item:
         raise ValueError(f"{source}: row {number} has neither bytes nor a path")
     text = row.pop("text", None) if "text" in row else row.pop("caption", None)
     key = str(row.pop("key", None) or (Path(name).with_suffix("").as_posix() if name else f"{number:09d}"))
-    path = None if data is not None else source.parent / str(name)
+    path = None if data is not None else confined(str(name), source.parent, f"{source}: row {number}", root)
     ext = Path(name).suffix[1:].lower() if name else _sniff(data)
     return Item(key, ext, path, data, None if text is None else str(text), row)
 

@@ -1,4 +1,8 @@
-"""Which shard addresses are allowed, and how lists of them are written: paths, globs, brace lists, remote ones."""
+"""Which shard addresses are allowed, and how lists of them are written: paths, globs, brace lists, remote ones.
+
+What users write themselves may lie anywhere. Names that stand in a file (a manifest, a list of token shards) may have
+come from a stranger with the file: `confined` keeps them below its folder.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +41,22 @@ def expand_urls(urls: str | list[str], key: str = "data.train") -> list[str]:
 def parent(url: str) -> str:
     """The folder of a shard, as a path or URL."""
     return url.rpartition("/")[0] or "."
+
+
+def confined(name: str, folder: Path, where: str, root: Path | None = None) -> Path:
+    """The file that a list in `folder` names. `where` (file, line) begins the error.
+
+    ValueError when it lies outside `root`, by default `folder`: an absolute path, `..`, or a link that leads out.
+    """
+    bounds = (folder if root is None else root).resolve()
+    try:
+        path = (folder / name).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # NUL, too long, a loop of links
+        raise ValueError(f"{where}: {name[:200]!r} is no path ({error})") from None
+    if not path.is_relative_to(bounds):
+        mend = "if that is meant, state a root (--root)"
+        raise ValueError(f"{where}: {name[:200]!r} leads to {path}, outside {bounds}; {mend}")
+    return folder / name
 
 
 def _scheme(url: str, key: str) -> str:

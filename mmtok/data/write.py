@@ -65,14 +65,15 @@ class Encoding:
 def make_shards(
     source: str, folder: Path, samples_per_shard: int = 1000, shard_bytes: int = 1 << 30,
     encoding: Encoding = Encoding(), workers: int = 1, shuffle: bool = True, progress: bool = True,
+    root: Path | None = None,
 ) -> Report:
-    """Write shards and index.json of a source into a new or empty folder.
+    """Write shards and index.json of a source into a new or empty folder; `root` as in `read_items`.
 
     Images (a JPEG at 1/8), audio and videos are decoded once, unusable ones left out and reported. With `shuffle`
     samples are laid out in a fixed pseudo-random order, so that a window of shards mixes classes; Parquet keeps its
     own.
     """
-    items = read_items(source)
+    items = read_items(source, root)
     if shuffle and not _is_parquet(source):
         listed = list(items)
         order = sorted(range(len(listed)), key=lambda number: mix(0, number))

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tarfile
 import time
@@ -12,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import mmtok
 from mmtok.cli import main
 from mmtok.corpus import Job, TokenShards, drivers, tokenize
+from mmtok.corpus.job import record
 from mmtok.corpus.shard import tokenize_shard
 from mmtok.corpus.summary import finish
 from mmtok.data.check import check_shards
@@ -62,6 +66,11 @@ def reference(corpus, small_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("reference") / "out"
     summary = tokenize(str(corpus), job(out, small_model, num_tokens=7), workers=0, progress=False)
     return out, summary
+
+
+@pytest.fixture(scope="module")
+def small_model_loaded(small_model):
+    return mmtok.load(small_model)
 
 
 def images(corpus: Path) -> dict[str, torch.Tensor]:
@@ -176,6 +185,73 @@ def test_another_job_in_the_same_folder_is_refused(corpus, small_model, referenc
         strict = Job(str(tmp_path / "strict"), str(small_model), batch_size=2, max_bad_fraction=0.0)
         tokenize_shard(strict, "000001", str(corpus / "000001.tar"))
     assert not list((tmp_path / "strict").glob("00*"))
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+def test_a_list_of_token_shards_names_nothing_outside_its_folder(reference, tmp_path):
+    """A corpus from a stranger must not make a trainer read the user's own files."""
+    out = copied(reference[0], tmp_path / "out")
+    for path in list(out.glob("000000.*")):
+        path.rename(tmp_path / path.name)
+    head = json.loads((out / "tokens.json").read_text())
+    for name in ("../000000", str(tmp_path / "000000")):
+        head["shards"][0]["name"] = name
+        (out / "tokens.json").write_text(json.dumps(head))
+        with pytest.raises(ValueError, match=r"tokens.json: .*000000.json' leads to .*, outside .*state a root"):
+            TokenShards(out)[0]
+    record = json.loads((tmp_path / "000000.json").read_text())
+    head["shards"][0]["name"] = "000000"
+    (out / "tokens.json").write_text(json.dumps(head))
+    (out / "000000.json").write_text(json.dumps(record | {"file": "../000000.bin"}))
+    with pytest.raises(ValueError, match=r"000000.json: '../000000.bin' leads to"):
+        TokenShards(out)[0]
+    (out / "000000.json").write_text(json.dumps(record))
+    (out / "000000.bin").symlink_to(tmp_path / "000000.bin")
+    with pytest.raises(ValueError, match=r"000000.json: '000000.bin' leads to"):
+        TokenShards(out)[0]
+    whole = TokenShards(reference[0])[0]
+    assert torch.equal(TokenShards(out, root=tmp_path)[0].ids, whole.ids)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_edit_of_a_corpus_is_items_or_one_error(reference, small_model_loaded, tmp_path_factory, data):
+    out = copied(reference[0], tmp_path_factory.mktemp("edited") / "out")
+    path = out / data.draw(st.sampled_from(["tokens.json", "000000.json", "000000.bin"]))
+    if path.suffix == ".bin" or data.draw(st.booleans()):
+        whole = bytearray(path.read_bytes())
+        at = data.draw(st.integers(0, len(whole) - 1))
+        whole[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+        path.write_bytes(whole)
+    else:
+        document = json.loads(path.read_text())
+        key = data.draw(st.sampled_from(sorted(document)))
+        values = st.none() | st.integers() | st.floats() | st.text(max_size=3)
+        document[key] = data.draw(values | st.lists(values | st.lists(values, max_size=2), min_size=0, max_size=5))
+        path.write_text(json.dumps(document))
+    try:
+        shards = TokenShards(out, small_model_loaded)
+        for i in range(min(5, len(shards))):
+            assert shards[i].ids.ndim == 1 and bool((shards[i].ids <= shards.vocabulary).all())
+            shards.tokens(i)
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error)
+    finally:
+        shutil.rmtree(out)
+
+
+def test_a_record_that_names_other_files_does_not_count_as_done(reference, tmp_path):
+    out = copied(reference[0], tmp_path / "out")
+    row = json.loads((out / "000000.json").read_text())
+    this = Job(str(out), "model")
+    assert record(this, "000000") == row
+    for changed in ({"file": "../out/000000.bin"}, {"name": "../out/000000"}):
+        (out / "000000.json").write_text(json.dumps(row | changed))
+        assert record(this, "000000") is None
 
 
 def test_audio_goes_through_the_same_function(tmp_path):

@@ -6,6 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmtok.data import ShardData
@@ -72,13 +73,29 @@ def test_every_defect_is_reported(photos: list[bytes], tmp_path: Path) -> None:
     assert report.samples == 6
 
 
-def test_pickles_are_never_opened(tmp_path: Path, photos: list[bytes]) -> None:
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def test_pickles_are_never_opened_but_counted(tmp_path: Path, photos: list[bytes]) -> None:
     marker = tmp_path / "ran"
     evil = b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR."
-    rows = [(f"k.{ext}", evil) for ext in ("pkl", "pyd", "pth", "pickle")] + [("k.jpg", photos[0]), ("l.jpg", evil)]
+    kinds = ("pkl", "pyd", "pth", "pickle", "pt", "emb.pth")
+    rows = [(f"k.{ext}", evil) for ext in kinds] + [("k.jpg", photos[0]), ("l.jpg", evil)]
+    arrays = {"objects": np.array([{}, None]), "plain": np.arange(3), "fields": np.zeros(2, dtype="i4,O")}
+    rows += [(f"k.{name}.npy", npy(array)) for name, array in arrays.items()]
+    rows += [("k.text.npy", b"no array"), ("m.PKL", evil), ("m.json", b"{}")]
     pack(tmp_path / "s.tar", rows)
     report = check_shards(tmp_path)
-    assert [key for _, key, _ in report.bad] == ["l"]
+    assert [key for _, key, _ in report.bad] == ["l", "m"]
+    assert set(report.problems) == {
+        f"s.tar: {count} members that can hold pickles (.{kind}) ignored"
+        for kind, count in {"pkl": 2, "pyd": 1, "pth": 2, "pickle": 1, "pt": 1, "npy": 2}.items()
+    } | {"s.tar: members of 1 keys are not adjacent (first k); streams would split them"}
+    (shard,) = parse_index((tmp_path / "index.json").read_bytes(), "index.json").values()
+    assert sorted(shard.members) == ["jpg", "json", "plain.npy", "text.npy"]
     module = ShardData(str(tmp_path), batch_size=2, image_size=16, num_workers=0, max_bad_fraction=1.0)
     list(module.train_loader(0, 1))
     assert not marker.exists()

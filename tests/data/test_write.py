@@ -11,6 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from mmtok.cli import main
 from mmtok.data import ShardData
 from mmtok.data.index import parse_index
 from mmtok.data.shards_cli import check, describe, make
@@ -71,7 +72,7 @@ def test_manifest(folder: Path, tmp_path: Path, kind: str) -> None:
             writer = csv.DictWriter(file, ["path", "text", "speaker"], delimiter="\t" if kind == "tsv" else ",")
             writer.writeheader()
             writer.writerows(rows)
-    make(str(manifest), str(tmp_path / "out"))
+    make(str(manifest), str(tmp_path / "out"), root=str(folder))
     samples = contents(tmp_path / "out")
     assert samples["i03"]["txt"].decode() == 'größe i03, "q"'
     assert json.loads(samples["i03"]["json"]) == {"speaker": "s1"}
@@ -92,7 +93,7 @@ def test_parquet(folder: Path, tmp_path: Path, column: str) -> None:
     }[column]
     table = {column: value, "caption": [p.stem for p in paths], "height": [1, 2, 3, 4, 5]}
     pq.write_table(pa.table(table), tmp_path / "p.parquet")
-    make(str(tmp_path / "p.parquet"), str(tmp_path / "out"))
+    make(str(tmp_path / "p.parquet"), str(tmp_path / "out"), root=str(folder))
     samples = sorted(contents(tmp_path / "out").values(), key=lambda s: s["txt"])
     assert [s["jpg"] for s in samples] == [p.read_bytes() for p in paths]
     assert [s["txt"].decode() for s in samples] == [p.stem for p in paths]
@@ -148,9 +149,49 @@ def test_unusable_files_are_left_out_and_named(folder: Path, tmp_path: Path) -> 
 def test_colliding_and_hostile_keys(folder: Path, tmp_path: Path) -> None:
     rows = [{"path": str(folder / "i00.jpg"), "key": key} for key in ("a", "a", "../../x", "a.b", "/abs")]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    make(str(tmp_path / "m.jsonl"), str(tmp_path / "out"))
+    make(str(tmp_path / "m.jsonl"), str(tmp_path / "out"), root=str(folder))
     keys = set(contents(tmp_path / "out"))
     assert len(keys) == 5 and {"a", "a-2"} < keys and not any(".." in key or key[0] == "/" for key in keys)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "path", ["{away}/i00.jpg", "../away/i00.jpg", "link.jpg", "linked/i00.jpg", "sub/../../away/i00.jpg", "a\0.jpg"]
+)
+def test_a_manifest_reads_nothing_outside_its_folder_unless_a_root_is_stated(
+    folder: Path, tmp_path: Path, path: str, kind: str
+) -> None:
+    """Whoever downloads a data set gets its manifest with it: it must not pull the user's own pictures into shards."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    away, home = tmp_path / "away", tmp_path / "home"
+    away.mkdir()
+    (home / "sub").mkdir(parents=True)
+    (away / "i00.jpg").write_bytes((folder / "i00.jpg").read_bytes())
+    (home / "link.jpg").symlink_to(away / "i00.jpg")
+    (home / "linked").symlink_to(away)
+    path = path.replace("{away}", str(away))
+    manifest = home / f"m.{kind}"
+    if kind == "jsonl":
+        manifest.write_text(json.dumps({"path": path}))
+    else:
+        pq.write_table(pa.table({"path": [path]}), manifest)
+    words = "is no path" if "\0" in path else "outside .*; if that is meant, state a root"
+    with pytest.raises(ValueError, match=words) as error:
+        make(str(manifest), str(tmp_path / "out"))
+    assert str(error.value).startswith(str(manifest)) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+    if "\0" not in path:
+        (report,) = make(str(manifest), str(tmp_path / "out"), root=str(tmp_path))
+        assert report.samples == 1 and not report.bad
+
+
+def test_the_command_takes_the_root(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.csv").write_text(f"path\n{folder / 'i00.jpg'}\n")
+    command = ["shards", "make", str(tmp_path / "m.csv"), str(tmp_path / "out"), "--workers", "1"]
+    assert main(command) == 2 and "state a root (--root)" in capsys.readouterr().err
+    assert main([*command, "--root", str(folder)]) == 0
 
 
 @pytest.mark.parametrize(
