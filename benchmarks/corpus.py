@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import tarfile
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from output import write
 from PIL import Image
 
 from mmtok import Tokenizer, load
@@ -133,11 +133,7 @@ def main() -> None:
         "workers": options.workers,
         "codes_per_second_of_all_workers": round(options.workers * several["codes_per_worker_second"], 1),
     }  # fmt: skip
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    write(result, options.json)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 import webdataset
+from output import write
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -142,11 +143,7 @@ def main() -> None:
         "ours_over_bare": round(medians["ours"] / medians["bare"], 3),
         "ours_over_webdataset": round(medians["ours"] / medians["webdataset"], 3),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(text + "\n")
+    write(result, args.json)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
+from output import write
 from PIL import Image
 from torch import Tensor
 
@@ -104,11 +105,7 @@ def main() -> None:
         | {"of_ddp": round((ddp["resident"] - one["resident"]) / ddp["trained"], 2)},
         "resident_gb": {name: round(row["resident"] / 1e9, 3) for name, row in found.items()},
     }  # fmt: skip
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    write(result, options.json)
 
 
 if __name__ == "__main__":

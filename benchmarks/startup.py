@@ -10,7 +10,6 @@ meets all of them. `import_over_torch` is the median of the ratios of one turn a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from output import write
 
 COMMANDS = {
     "python": "pass",
@@ -51,11 +52,7 @@ def main() -> None:
         "python": platform.python_version(), "cpus": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    write(result, options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 import platform
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from output import write
 from torch.utils.data import DataLoader
 
 from mmtok import hub
@@ -132,10 +132,7 @@ def main() -> None:
         "rounds": options.rounds, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "machine": platform.machine(),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.json)
 
 
 if __name__ == "__main__":

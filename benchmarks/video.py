@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from output import write
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -198,10 +198,7 @@ def main() -> None:
         "rounds": options.rounds, "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
         "torch": torch.__version__, "machine": platform.machine(),
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.json)
 
 
 if __name__ == "__main__":
