@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def save(
 ) -> Path:
     """Writes config and weights into a new or matching folder and gives the tokenizer its id.
 
+    Weights that did not change since they were loaded keep their id, whatever file they came from, so that tokens of
+    both copies are read by either.
+
     dtype           stores floating-point weights in this type (torch.float16 halves the file); the live weights are
                     rounded to it too, so that what is in memory makes the same codes as what is loaded
     training_state  also what only training reads (running sums of codebooks); without it, training starts them anew
@@ -77,7 +81,8 @@ def save(
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     if not training_state:
         state = {key: value for key, value in state.items() if key not in _training_state(tokenizer)}
-    tokenizer.tokenizer_id = fingerprint(state)
+    if not _is_id_of(tokenizer.tokenizer_id, state, _training_state(tokenizer)):
+        tokenizer.tokenizer_id = fingerprint(state)
     if tokenizer.tables is not None:
         state |= {f"tables.{i}": table.to("cpu", torch.int32) for i, table in enumerate(tokenizer.tables)}
     # clones: safetensors refuses tensors that share memory
@@ -113,6 +118,18 @@ def fingerprint(state: dict[str, Tensor]) -> str:
         digest.update(f"{key}{list(state[key].shape)}{state[key].dtype}".encode())
         digest.update(state[key].contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:8]
+
+
+def _is_id_of(name: str, state: dict[str, Tensor], training: Container[str]) -> bool:
+    """Whether a file of exactly these weights has this id: in any type that holds them, with or without `training`."""
+    used = {key: value for key, value in state.items() if key not in training}
+    for part in (state, used) if name else ():
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            stored = {key: value.to(dtype) if value.is_floating_point() else value for key, value in part.items()}
+            held = all(torch.equal(stored[key].to(value.dtype), value) for key, value in part.items())
+            if held and fingerprint(stored) == name:
+                return True
+    return False
 
 
 def _training_state(tokenizer: Tokenizer) -> dict[str, Quantizer]:

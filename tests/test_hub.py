@@ -78,6 +78,19 @@ def test_other_weights_have_another_id(tmp_path) -> None:
     assert fingerprint(state) != first
 
 
+@pytest.mark.parametrize("stored", [{}, {"dtype": torch.float16}, {"training_state": False}])
+def test_copies_of_the_same_weights_read_each_others_tokens(tmp_path, stored) -> None:
+    """Saved again in another precision, or without what only training reads: the same id, until a weight changes."""
+    first = load(save(build(CONFIG, TRUST), tmp_path / "first", **stored), modules=TRUST)
+    again = load(save(load(tmp_path / "first", modules=TRUST), tmp_path / "again"), modules=TRUST)
+    assert again.tokenizer_id == first.tokenizer_id
+    again.decode(first.encode(torch.rand(1, 3, 8, 8)))
+    with torch.no_grad():
+        next(again.parameters()).view(-1)[0] += 1e-6
+    save(again, tmp_path / "changed")
+    assert again.tokenizer_id != first.tokenizer_id
+
+
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "damaged"),
     (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "damaged"),
