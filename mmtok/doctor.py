@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -97,19 +97,27 @@ def kernels() -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    from mmtok import hub
     from mmtok import weights as found
+    from mmtok.catalogue import catalogue, checkpoints, home
 
-    names = list(hub.catalogue())
-    yield "ok", "tokenizers", ", ".join(names) or "none ship with this install"
-    for file in (found.VGG16, found.INCEPTION_FID):
-        path = found.find(file.name)
-        yield ("ok", "weights", f"{file.name} at {path}") if path else ("note", "weights", f"{file.name} not found")
-    try:
-        found.lpips_heads("vgg")
-        yield "ok", "weights", "LPIPS heads (vgg)"
-    except ValueError as error:
-        yield "note", "weights", str(error)
+    entries = catalogue()
+    own = {name: checkpoints() / raw["folder"] for name, raw in entries.items() if "folder" in raw}
+    others = {name: home() / "tokenizers" / name for name in entries if name not in own}
+    here = [name for name, place in (own | others).items() if (place / "model.safetensors").is_file()]
+    rest = f"; {len(set(others) - set(here))} more can be fetched (mmtok list --remote)"
+    yield "ok" if here else "note", "tokenizers", (", ".join(here) or "no weights here") + rest
+    for name in sorted(set(own) - set(here)):
+        yield "note", "tokenizers", f"{name} should ship, but {own[name]} has no weights: install mmtok again"
+    needs: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("LPIPS (vgg)", lambda: (found.backbone("vgg"), found.lpips_heads("vgg"))),
+        ("rFID", lambda: found.require(found.INCEPTION_FID)),
+    )
+    for metric, look in needs:
+        try:
+            look()
+            yield "ok", "weights", f"of {metric} found"
+        except ValueError as error:
+            yield "note", "weights", f"of {metric}: {str(error).removeprefix('weights: ')}"
 
 
 def shards(entry: str) -> Iterator[Finding]:
@@ -126,8 +134,8 @@ def shards(entry: str) -> Iterator[Finding]:
         return
     local = [shard for shard in index.shards if not is_remote(shard.url)]
     changed = [s.url for s in local if not Path(s.url).is_file() or Path(s.url).stat().st_size != s.bytes]
-    size = sum(shard.bytes for shard in index.shards) / 1e9
-    yield "ok", "shards", f"{entry}: {len(index.shards)} shards, {len(index)} samples, {size:.2f} GB"
+    size = sum(shard.bytes for shard in index.shards) / 1e6
+    yield "ok", "shards", f"{entry}: {len(index.shards)} shards, {len(index)} samples, {size:,.1f} MB"
     for url in changed[:5]:
         yield "wrong", "shards", f"{url} is not what its index says: run `mmtok shards check` on its folder"
 
@@ -140,7 +148,9 @@ def folder(runs: Path) -> Iterator[Finding]:
     yield level, "runs", f"{runs}: {free / 1e9:.1f} GB free" + ("" if writable else ", not writable")
     from mmtok.data.reader import cache_folder
 
-    yield "ok", "cache", f"{cache_folder()} (MMTOK_HOME), limit {os.environ.get('MMTOK_CACHE_GB') or 'none'} GB"
+    limit = os.environ.get("MMTOK_CACHE_GB")
+    bound = f"limit {limit} GB" if limit else "no limit (MMTOK_CACHE_GB)"
+    yield "ok", "cache", f"{cache_folder()} (MMTOK_HOME), {bound}"
     if not runs.is_dir():
         return
     try:

@@ -5,7 +5,9 @@ import shutil
 import pytest
 from fault_toys import save
 
+import mmtok.weights
 from mmtok import doctor
+from mmtok.catalogue import catalogue, checkpoints
 from mmtok.cli import main
 
 
@@ -20,6 +22,25 @@ def test_a_healthy_machine(shards, tmp_path, capsys, monkeypatch) -> None:
     for part in ("mmtok ", "torch ", "kernels", "CPU: ", "GPU", "image-tiny", "2 shards, 26 samples", "one: last.ckpt"):
         assert part in out, part
     assert "!!" not in out
+
+
+def test_weights_that_are_here_are_named_and_those_that_are_not_with_their_mend(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MMTOK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MMTOK_WEIGHTS_DIR", str(tmp_path))
+    monkeypatch.setattr(mmtok.weights.torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    own = next(words for _, what, words in doctor.weights() if what == "tokenizers")
+    ours = {name: checkpoints() / raw["folder"] for name, raw in catalogue().items() if "folder" in raw}
+    whole = [name for name, folder in ours.items() if (folder / "model.safetensors").is_file()]
+    names, rest = own.split("; ")
+    assert names == (", ".join(whole) or "no weights here") and rest.startswith(f"{len(catalogue()) - len(ours)} more")
+    (place := tmp_path / "home/tokenizers/titok-l32").mkdir(parents=True)
+    (place / "model.safetensors").write_bytes(b"")
+    found = list(doctor.weights())
+    assert any("titok-l32;" in words for _, what, words in found if what == "tokenizers")
+    (fid,) = [(level, words) for level, what, words in found if "rFID" in words]
+    assert fid[0] == "note" and "MMTOK_WEIGHTS_DIR" in fid[1] and "https://" in fid[1]
+    (tmp_path / mmtok.weights.INCEPTION_FID.name).write_bytes(b"")
+    assert ("ok", "weights", "of rFID found") in list(doctor.weights())
 
 
 def test_what_is_wrong_is_marked_and_changes_the_exit_code(shards, tmp_path, capsys, monkeypatch) -> None:

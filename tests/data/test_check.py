@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from PIL import Image
 
 from mmtok.data import ShardData
 from mmtok.data.check import check_shards, scan_shard
@@ -71,6 +73,23 @@ def test_every_defect_is_reported(photos: list[bytes], tmp_path: Path) -> None:
         ("c.tar", "f", "unsupported"), ("c.tar", "g", "no_media"),
     }
     assert report.samples == 6
+
+
+def test_a_wrong_extension_is_read_by_content_or_counted_once(photos: list[bytes], tmp_path: Path) -> None:
+    stream, sound = io.BytesIO(), io.BytesIO()
+    Image.open(io.BytesIO(photos[0])).save(stream, "PNG")
+    soundfile.write(sound, np.zeros(1600), 16000, format="WAV")
+    pack(tmp_path / "s.tar", [
+        ("a.png", photos[0]), ("b.jpg", stream.getvalue()), ("c.flac", sound.getvalue()),  # jpeg, png, wav
+        ("d.jpg", sound.getvalue()), ("e.wav", photos[0]),
+    ])  # fmt: skip
+    report = check_shards(tmp_path)
+    assert report.samples == 5 and not report.problems
+    bad = {key: reason.partition(":")[0] for _, key, reason in report.bad}
+    assert bad == {"d": "unsupported", "e": "no_audio"} and len(report.bad) == 2
+    (shard,) = parse_index((tmp_path / "index.json").read_bytes(), "index.json").values()
+    size = Image.open(io.BytesIO(photos[0])).size[::-1]
+    assert [tuple(row) for row in shard.sizes.tolist()] == [size, size, (16000, 1600), (0, 0), (0, 0)]
 
 
 def npy(array: np.ndarray) -> bytes:

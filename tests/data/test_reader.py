@@ -23,7 +23,7 @@ REFUSED = [
     "pipe:cat /etc/passwd", "http://host/a.tar", "ftp://host/a.tar", "$(touch x).tar", "${HOME}/a.tar", "a`id`.tar",
     "a.tar\nb.tar", "pipe:curl x::a.tar", "a.tar|sh", "a;b.tar", "s3:///a.tar", "gs:a.tar", "hf:pipe:x.tar",
     "https:///a.tar", "file:pipe:x.tar", "simplecache::s3://b/a.tar", "abfs://b/a.tar",
-    "https://me:pa55@host/a.tar", "s3://key:pa55@bucket/a.tar",
+    "/etc/passwd", "file:///etc/passwd", "file:../../../../../../etc/passwd", "https://me:pa55@host/a.tar", "s3://key:pa55@bucket/a.tar",
 ]
 
 
