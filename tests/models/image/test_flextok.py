@@ -54,11 +54,17 @@ def test_the_vae_is_that_of_diffusers(model):
     torch.testing.assert_close(model.vae.decode(io["z"]), io["recon"], atol=1e-4, rtol=1e-4)
 
 
-def test_learns_the_flow_and_codes_help(model):
+def test_learns_the_flow_and_codes_help(model, monkeypatch):
     torch.manual_seed(1)
-    x = (torch.rand(4, 3, 1, 1) * 2 - 1).expand(-1, -1, 16, 16).contiguous()
-    model.vae.scale = 5.0  # the random VAE gives small latents
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    x = torch.rand(4, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        latents = model.vae.encode(x)
+    mean, spread = latents.mean(0), latents.std(0).mean()
+    # the random VAE finds all images alike, and is sure of none
+    monkeypatch.setattr(model.vae, "encode", lambda x, sample=False: (latents - mean) / spread)
+    encoder = [p for name, p in model.named_parameters() if name.startswith("encoder.")]
+    rest = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("encoder.")]
+    optimizer = torch.optim.Adam([{"params": encoder, "lr": 2e-4}, {"params": rest}], lr=2e-3)
     model.train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses, lengths = [], set()
@@ -71,10 +77,19 @@ def test_learns_the_flow_and_codes_help(model):
         optimizer.step()
         losses.append(float(recon.losses["flow"].detach()))
     assert lengths == {1, 2, 3, 4}
-    assert sum(losses[-30:]) < 0.8 * sum(losses[:30])
+    assert sum(losses[-30:]) < 0.6 * sum(losses[:30])
     for name in ("encoder.registers", "decoder.dropped_token", "decoder.null_token", "encoder.project.weight"):
         assert not torch.equal(model.get_parameter(name), before[name]), name
     assert all(torch.equal(p, before[f"vae.{name}"]) for name, p in model.vae.named_parameters())
+    # from the same noise, every image is sampled with its own codes and with those of another
+    model.eval()
+    tokens, noise = model.encode(x), torch.randn(4, 4, 4, 4)
+    with torch.no_grad():
+        z, clean = model.embed(tokens), model.vae.encode(x)
+        own, other = (
+            float((model.sample(codes, tokens, noise) - clean).square().mean()) for codes in (z, z.roll(1, 0))
+        )
+    assert own < 0.5 * other
 
 
 def test_prefixes_decode_and_noise_belongs_to_the_seed(model):
