@@ -74,6 +74,11 @@ def test_the_cluster_configuration_lies_on_a_recipe(tmp_path, shards) -> None:
     arguments = ["fit", "-c", path, "-c", str(ROOT / "configs/base/slurm.yaml"), "--trainer.accelerator=cpu"]
     arguments += ["--trainer.devices=1", "--data.init_args.num_workers=0", "--data.init_args.pin_memory=false"]
     assert main(arguments).trainer.global_step == 1
+    # the recipe's own `tiny`, not one of the base
+    source = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    write_config(tmp_path / "mine.yaml", source | {"tiny": {"model.clip_norm": 0.25}})
+    small = main([*arguments, "--apply_tiny", "--name=small"])
+    assert small.model.clip_norm == 0.25 and small.trainer.global_step == 1
     cli = main([*arguments, "--trainer.max_steps=2"])  # as a requeued job would
     assert cli.trainer.global_step == 2 and cli.folder == tmp_path / "mine"
 

@@ -156,11 +156,11 @@ def _with_one_file(args: list[str], folder: Path) -> list[str]:
             raise ValueError("--apply_tiny needs a configuration file: add -c FILE")
         return rest
     config: dict[str, Any] = {}
+    own = [file for file in files if Path(file).parent.name != "base"] or files  # base/slurm.yaml is laid on a recipe
     for file in files:
         # a recipe by the name `mmtok list` prints: an installed package has no configs/ folder beside it
         path = config_path(file) if not Path(file).exists() and file in recipes() else file
-        config = merge(config, read_config_file(path, tiny))
-    own = [file for file in files if Path(file).parent.name != "base"] or files  # base/slurm.yaml names no run
+        config = merge(config, read_config_file(path, tiny and file in own))
     config.setdefault("name", Path(own[-1]).stem)
     merged = folder / Path(files[-1]).name
     merged.write_text(yaml.safe_dump(config, sort_keys=False))
