@@ -21,7 +21,7 @@ Written by `docs/write_models.py`; do not edit. `mmtok.load(name)` downloads, co
 - **importer**: the module of `mmtok.importers` that reads the file, and the small golden folders of `tests/golden/`
   (random weights under the published names) on which its codes equal those of the authors' code. No published file
   could be downloaded where this was written: that names and shapes are those of the files rests on these folders and on
-  the authors' configurations.
+  the authors' configurations. How near ours came on them is [measured](golden.md).
 - **recipe**: the configuration that trains a model of the same shapes (`mmtok train -c <recipe>`), where there is one.
 - **parameters**: in millions, of what is loaded. Parts of a file that nothing reads do not count (BAE, Cosmos,
   OmniTokenizer, WavTokenizer), nor do codebooks that are running means, nor a VAE or CLIP that is fetched apart. Every

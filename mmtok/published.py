@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,21 @@ def convert(entry: Entry, files: dict[str, Path]) -> Converted:
     from mmtok.importers.containers import read_config
 
     configs = [path for name, path in files.items() if name.endswith((".json", ".yaml"))]
-    weights = [path for path in files.values() if path not in configs]
-    if len({path.parent for path in weights}) > 1:
-        raise ValueError(f"{entry.name}: put its weights into one folder: {', '.join(map(str, weights))}")
+    weights = {name: path for name, path in files.items() if path not in configs}
     published: dict[str, Any] | None = read_config(configs[0]) if configs else dict(entry.published)
-    source = weights[0] if len(weights) == 1 else weights[0].parent
-    try:
-        return read_published(entry.importer, source, published)
-    except ValueError as error:
-        raise ValueError(f"{entry.name} ({source}): {error}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        source = next(iter(weights.values()))
+        if len(weights) > 1:
+            # they may come from different places, and lie apart: each under its local name, in a folder made of links
+            for name, path in weights.items():
+                (Path(folder) / name).symlink_to(path.resolve())
+            where, source = source.parent, Path(folder)
+        else:
+            where = source
+        try:
+            return read_published(entry.importer, source, published)
+        except ValueError as error:
+            raise ValueError(f"{entry.name} ({where}): {str(error).replace(str(folder), str(where))}") from None
 
 
 def from_hub(repository: str, path: str, target: Path) -> Path:

@@ -25,7 +25,7 @@ def load(family: str, path: str | os.PathLike[str]) -> Tokenizer:
 
     family  module of this package: "titok", "maskgit_vqgan", "taming", ... (`families()` lists them)
     path    weights file, or a folder with weights and config as published
-    ValueError names the system, the file or key, and the mend.
+    ValueError names the system, the file or key, and the mend, in one line.
     """
     return instantiate(read_published(family, path), family)
 
@@ -34,7 +34,7 @@ def instantiate(converted: Converted, family: str = "") -> Tokenizer:
     """The tokenizer of `read_published`, in eval mode; ValueError when keys or shapes differ from the model's."""
     with _naming(family):
         tokenizer = build(converted.config)
-        check_complete(converted.state, tokenizer.state_dict())
+        check_complete(converted.state, tokenizer.state_dict(), converted.source)
     tokenizer.load_state_dict(converted.state)
     return tokenizer.eval()
 
@@ -47,7 +47,10 @@ def read_published(family: str, path: str | os.PathLike[str], published: Config 
     if family not in families():
         raise ValueError(f"importer {family!r} does not exist: choose one of {', '.join(families())}")
     module = importlib.import_module(f"mmtok.importers.{family}")
-    beside, state = read(path)
+    try:
+        beside, state = read(path)
+    except ValueError as error:  # of a damaged file, which names its own mend
+        raise ValueError(f"importer {family}: {error}") from None
     with _naming(family):
         return module.convert(state, module.facts(beside if published is None else published, state))
 
@@ -63,10 +66,10 @@ def _naming(family: str) -> Iterator[None]:
             f"importer {family}: neither the weights nor the config beside them hold {error}: {mend}"
         ) from None
     except ValueError as error:
-        text = str(error)
-        if not family or f"importer {family}" in text:
+        if not family:
             raise
-        raise ValueError(f"importer {family}: {text.removeprefix('importer: ')}; {mend}") from None
+        text = " ".join(str(error).split()).removeprefix(f"importer {family}: ").removeprefix("importer: ")
+        raise ValueError(f"importer {family}: {text}; {mend}") from None
     except (RuntimeError, IndexError, ZeroDivisionError, StopIteration) as error:  # of shapes that do not fit together
         where = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"importer {family}: the shapes of the file do not fit together ({where}): {mend}") from None

@@ -14,8 +14,13 @@ SYSTEMS = ("bsq_vit",)
 def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     """Sizes read off the weights; heads are 64 wide in every published model."""
     plain = {key.replace("module.", ""): value for key, value in state.items()}
-    width, pixels = plain["encoder.conv1.weight"].shape
+    patches = plain["encoder.conv1.weight"]
+    if patches.dim() != 2:
+        raise ValueError(f"importer: encoder.conv1.weight is {list(patches.shape)}, here a matrix over flat patches")
+    width, pixels = patches.shape
     patch = round((pixels / 3) ** 0.5)
+    if pixels != 3 * patch**2:
+        raise ValueError(f"importer: encoder.conv1.weight is {list(patches.shape)}: {pixels} is no square of 3 colours")
     layers = 1 + max(int(key.split(".")[3]) for key in plain if key.startswith("encoder.transformer.resblocks."))
     vit = {
         "width": width, "layers": layers, "heads": width // 64, "mlp_ratio": 4, "patch_size": patch,

@@ -25,6 +25,7 @@ PARTS = (  # of LaVIT, one file a network
 )  # fmt: skip
 CONFIGS = ("config.json", "model.yaml", "config.yaml")
 NESTED = ("state_dict", "model", "ema")
+BESIDE = {"encodec_24khz-d7cc33bc.th": "feature_extractor.encodec."}  # EnCodec, from whose codes Vocos decodes
 HALVES = ("encoder.jit", "decoder.jit")  # of one model (Cosmos)
 
 
@@ -33,10 +34,10 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
 
     The config is the file called config.json, model.yaml or config.yaml beside the weights. State dicts nested under
     `state_dict`, `model` or `ema` are taken out, in this order. Where every network has a file of its own (`PARTS`),
-    their names become prefixes.
+    their names become prefixes. In a folder, another model's file that belongs to it (`BESIDE`) is read along.
     """
     path = Path(path).expanduser()
-    file = path
+    file, others = path, {}
     if path.is_dir() and all((path / name).is_file() for name in HALVES):
         config = next((path / name for name in CONFIGS if (path / name).is_file()), None)
         encoder, decoder = (read_torchscript(path / name) for name in HALVES)
@@ -49,10 +50,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         if not found:
             raise FileNotFoundError(f"{path}: holds none of {', '.join(WEIGHTS)}; name the weights file itself")
         file = found[0]
+        others = {prefix: path / name for name, prefix in BESIDE.items() if (path / name).is_file()}
     elif not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     config = next((file.parent / name for name in CONFIGS if (file.parent / name).is_file()), None)
-    return ({} if config is None else read_config(config)), read_state(file)
+    state = read_state(file)
+    for prefix, other in others.items():
+        state |= {f"{prefix}{key}": value for key, value in read_state(other).items()}
+    return ({} if config is None else read_config(config)), state
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -60,9 +65,10 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not valid {path.suffix[1:]}: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not valid {path.suffix[1:]} ({reason}): fetch the published file again") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a mapping of settings")
+        raise ValueError(f"{path}: expected a mapping of settings: fetch the published file again")
     return config
 
 
@@ -74,7 +80,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or not safetensors: {' '.join(str(error).split())[:200]}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path}: damaged or not safetensors ({reason}): download it again") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

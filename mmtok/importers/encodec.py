@@ -18,7 +18,7 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     transformers = any(key.startswith("encoder.layers.") for key in state)
     sizes = seanet.sizes(state, "encoder.layers" if transformers else "encoder.model")
     if sizes["bidirectional"]:
-        raise ValueError("importer: its LSTM runs both ways, as in files of SpeechTokenizer (importer speechtokenizer)")
+        raise ValueError("importer: lstm.*_reverse: both ways, as in SpeechTokenizer (importer speechtokenizer)")
     count, codes, dim = seanet.codebook_sizes(state, CODEBOOK + r"\.embed")
     stereo = sizes["channels"] == 2
     hop = math.prod(sizes["ratios"])

@@ -28,7 +28,10 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     scales = published.get("v_patch_nums") or []
     if not scales and hits is not None and hits.dim() == 2 and len(hits) > 1:
         if len(hits) not in SCALES:
-            raise ValueError(f"importer: {len(hits)} scales are none of the published lists: put the YAML beside it")
+            raise ValueError(
+                f"importer: {place}ema_vocab_hit_SV counts {len(hits)} scales, none of the published lists: put the"
+                " YAML, whose v_patch_nums tells them, beside it"
+            )
         scales = SCALES[len(hits)]
     side = scales[-1] if scales else round((state["encoder.latent_tokens"].shape[1] / max(1, branches)) ** 0.5)
     out = {

@@ -76,20 +76,35 @@ def apply(state: dict[str, Tensor], rules: Sequence[Rule | Drop]) -> Mapped:
                 raise ValueError(f"importer: {key} and {source[target]} both map to {target}")
             source[target] = key
             value = value.float() if value.is_floating_point() else value
-            mapped[target] = value if rule.transform is None else rule.transform(value).contiguous()
+            mapped[target] = value if rule.transform is None else _transformed(key, value, rule.transform)
     if unknown:
         raise ValueError(f"importer: {len(unknown)} unknown keys, not of this system: {', '.join(unknown[:5])}")
     return Mapped(mapped, source, dropped)
 
 
-def check_complete(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """ValueError that names keys or shapes by which a converted state differs from a model's."""
+def _transformed(key: str, value: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    try:
+        return transform(value).contiguous()
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"importer: {key} is {list(value.shape)}, which fits no model ({reason})") from None
+
+
+def check_complete(
+    state: dict[str, Tensor], wanted: dict[str, Tensor], source: dict[str, str] | None = None
+) -> None:
+    """ValueError that names keys or shapes by which a converted state differs from a model's.
+
+    source  our key -> published key, to name what the user's file holds
+    """
     missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if missing or unexpected:
         raise ValueError(f"importer: wrong system or sizes: keys missing {missing[:5]}, too many {unexpected[:5]}")
     for key, value in wanted.items():
         if state[key].shape != value.shape:
-            raise ValueError(f"importer: {key} is {list(state[key].shape)}, the model asks for {list(value.shape)}")
+            theirs = (source or {}).get(key, key)
+            named = key if theirs == key else f"{theirs} (here {key})"
+            raise ValueError(f"importer: {named} is {list(state[key].shape)}, the model asks for {list(value.shape)}")
 
 
 def res_block(theirs: str, ours: str) -> list[Rule]:

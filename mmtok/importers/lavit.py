@@ -1,8 +1,10 @@
 """LaVIT's dynamic tokenizer (arXiv 2309.04669): the folder `visual_tokenizer` of rain1011/LaVIT-7B-v2.
 
 It holds `eva_vitg_psz14.bin`, `tokenizer_encoder.bin`, and one or both of `tokenizer_decoder.bin` (prompts of Stable
-Diffusion 1.5) and `highres_tokenizer_decoder.bin` (of SDXL), which is taken when both are there. Names of files become
-prefixes of keys.
+Diffusion 1.5, as in the paper) and `highres_tokenizer_decoder.bin` (of SDXL, added with version 2), which is taken when
+both are there. Either one predicts EVA's features from the same codes, and then projects them to prompts. The recipe
+image/lavit trains up to the features: projections and pooling are learned with the diffusion model, which is no part of
+this package. Names of files become prefixes of keys.
 """
 
 from __future__ import annotations

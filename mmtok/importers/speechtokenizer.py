@@ -18,7 +18,7 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     """Sizes read off the weights; the rate is that of the config, 16 kHz in everything released."""
     sizes = seanet.sizes(state, "encoder.model")
     if not sizes["bidirectional"]:
-        raise ValueError("importer: its LSTM runs one way only, as in a file of EnCodec (importer encodec)")
+        raise ValueError("importer: no lstm.*_reverse: one way only, as in a file of EnCodec (importer encodec)")
     count, codes, dim = seanet.codebook_sizes(state, CODEBOOK + r"\.embed")
     semantic = state["transform.weight"].shape[0] if "transform.weight" in state else None
     return {

@@ -19,11 +19,14 @@ def facts(published: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     widths = level_widths(state, "encoder.down.{}.block.0")
     channels = state["encoder.conv_in.weight"].shape[0]
     codes, dim = state["quantize.embedding.weight"].shape
+    phi = sum(".qresi_ls." in key and "weight" in key for key in state)
+    if not phi:
+        raise ValueError("importer: no key quantize.quant_resi.qresi_ls.0.weight: not weights of this system")
     return {
         "ch": channels, "ch_mult": [width // channels for width in widths],
         "num_res_blocks": count(state, "encoder.down.0.block.{}"), "z_channels": dim, "codebook_size": codes,
-        "patch_nums": SCALES, "share_quant_resi": sum(".qresi_ls." in key and "weight" in key for key in state),
-        "quant_resi": 0.5, "quant_conv_kernel": state["quant_conv.weight"].shape[-1],
+        "patch_nums": SCALES, "share_quant_resi": phi, "quant_resi": 0.5,
+        "quant_conv_kernel": state["quant_conv.weight"].shape[-1],
     }
 
 

@@ -50,12 +50,12 @@ class VocosDecoder(Causal):
         self.final = ChannelNorm(width)
         self.head = ISTFTHead(width, n_fft, hop, padding)
 
-    def forward(self, z: Tensor, stream: Stream | None = None, row: int = 0) -> Tensor:
-        """A whole signal, or the next piece of one."""
+    def forward(self, z: Tensor, stream: Stream | None = None, row: int | Tensor = 0) -> Tensor:
+        """A whole signal, or the next piece of one; row is one for all items, or int64 [B]."""
         x = self.features(z, stream, row)
         return self.head(x, stream)
 
-    def features(self, z: Tensor, stream: Stream | None = None, row: int = 0) -> Tensor:
+    def features(self, z: Tensor, stream: Stream | None = None, row: int | Tensor = 0) -> Tensor:
         """[B, C, F] before the head."""
         x = self.norm(self.position(run([self.embed], z, stream)), row)
         for block in self.blocks:
@@ -74,7 +74,7 @@ class ConvNeXtBlock(Causal):
         self.down = nn.Linear(hidden, width)
         self.scale = nn.Parameter(torch.full((width,), scale))
 
-    def forward(self, x: Tensor, stream: Stream | None = None, row: int = 0) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None, row: int | Tensor = 0) -> Tensor:
         """[B, C, F] -> [B, C, F]."""
         y = self.norm(run([self.depthwise], x, stream), row).transpose(1, 2)
         y = (self.scale * self.down(F.gelu(self.up(y)))).transpose(1, 2)
@@ -90,9 +90,11 @@ class ChannelNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(shape))
         self.shift = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, x: Tensor, row: int = 0) -> Tensor:
+    def forward(self, x: Tensor, row: int | Tensor = 0) -> Tensor:
         """[B, C, F] -> [B, C, F]."""
         scale, shift = (p if p.dim() == 1 else p[row] for p in (self.scale, self.shift))
+        if scale.dim() == 2:
+            scale, shift = scale[:, None], shift[:, None]
         y = F.layer_norm(x.transpose(1, 2), (x.shape[1],), eps=1e-6)
         return (y * scale + shift).transpose(1, 2)
 

@@ -17,15 +17,21 @@ DD = {"double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3,
       "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0}  # fmt: skip
 
 
+class Cut(float):
+    """A published figure whose authors left out further digits instead of rounding."""
+
+
 @dataclass(frozen=True)
 class Case:
     """shapes of a file's keys; the rest as far as it is known.
 
     settings   of the config file beside it; None takes those of the catalogue
     count      number of keys, where it was published
-    published  parameters in millions where they were published: of the whole file, or of keys that match {regex: ...}
+    published  parameters in millions where they were published, to the digits of that place: of the whole file, or of
+               keys that match {regex: ...}
     joined     parts of keys that an importer joins with others
     training   parts of our recipe's model that no published file has
+    apart      parts of the published model that our recipe leaves out
     values     keys whose values, not only shapes, an importer reads
     legacy     flags of encoder and decoder that published weights need and our recipe leaves off
     """
@@ -36,6 +42,7 @@ class Case:
     published: float | dict | None = None
     joined: tuple = (".qkv.",)
     training: tuple = ()
+    apart: tuple = ()
     values: dict = field(default_factory=dict)
     legacy: tuple = ()
 
@@ -163,6 +170,16 @@ def vidtok(levels, mult=(1, 2, 4, 4), down=None, up=None, published=None, versio
     return Case(shapes, settings, published=published)
 
 
+def vocos_encodec():
+    """The values of EnCodec's codebooks are compared with the decoder's table of them."""
+    root, net = "feature_extractor.", audio.SEANet(RATIOS)
+    shapes = audio.vocos_encodec(net, 32, 16, 1024, (384, 1152, 8, 1280), 4)
+    values = {key: torch.zeros(shape) for key, shape in shapes.items() if key.endswith("._codebook.embed")}
+    values[f"{root}codebook_weights"] = torch.zeros(shapes[f"{root}codebook_weights"])
+    # the authors' 7.9 M is the decoder alone
+    return Case(shapes, {}, published={"(?:backbone|head).*": Cut(7.9)}, values=values)
+
+
 def averaged(shapes):
     """A Lightning file with moving averages under names without dots."""
     return shapes | {f"model_ema.{key.replace('.', '')}": shape for key, shape in shapes.items()} | {
@@ -234,8 +251,15 @@ IMAGES = {
     "tokenflow-siglip": tokenflow(siglip(), 1152, 1152, 1152, 27),
     "tokenflow-clipb": tokenflow(transformers.clip(), 768, 512, 768, 14),
     "seed-2": Case(transformers.seed(), joined=EVA),
+    # what leads from features to a diffusion model's prompts is trained with that model; our codebook is a running mean
     "lavit-2": Case(
-        transformers.lavit(), joined=EVA, published={"tokenizer_encoder.*": 409.8, "highres_tokenizer_decoder.*": 414}
+        transformers.lavit(), joined=EVA, published={"tokenizer_encoder.*": 409.8, "highres_tokenizer_decoder.*": 414},
+        apart=("decoder.to_prompt.", "decoder.pool.", "quantizer.quantizer.codebook"),
+    ),
+    "lavit-2-sd15": Case(
+        transformers.lavit((12, 768), high=False), joined=EVA,
+        published={"tokenizer_encoder.*": 409.8, "tokenizer_decoder.*": 404},
+        apart=("decoder.to_prompt.", "quantizer.quantizer.codebook"),
     ),
 }  # fmt: skip
 LARP = {"input_size": 128, "frame_num": 16}
@@ -272,9 +296,10 @@ AUDIO = {
     "encodec-24khz": hosted("Encodec", 14.85), "encodec-48khz": hosted("Encodec", **ENCODEC_48K),
     "encodec-24khz-original": Case(audio.encodec(audio.SEANet(RATIOS), 32), {}, published=14.85),
     "encodec-48khz-original": Case(audio.encodec(STEREO, 16), {}),
-    "dac-44khz": Case(audio.dac(), {}, published=76.65),
-    "dac-24khz": Case(audio.dac(strides=(2, 4, 5, 8), count=32), {}, published=74.71),
-    "dac-16khz": Case(audio.dac(strides=(2, 4, 5, 8), count=12), {}, published=74.2),
+    # DAC's authors give no counts: these are of arXiv 2506.10274, table of the compared codecs
+    "dac-44khz": Case(audio.dac(), {}, published=76.7),
+    "dac-24khz": Case(audio.dac(strides=(2, 4, 5, 8), count=32), {}, published=74.7),
+    "dac-16khz": Case(audio.dac(strides=(2, 4, 5, 8), count=12), {}, published=Cut(74.1)),
     "dac-44khz-16kbps": Case(audio.dac(latent=128, count=18), {}),
     "snac-24khz": snac(24000, 48, [2, 4, 8, 8], 1024, [8, 8, 4, 2], [4, 2, 1], 19.8),
     "snac-32khz": snac(32000, 64, [2, 3, 8, 8], 1536, [8, 8, 3, 2], [8, 4, 2, 1], 54.5, 32),
@@ -284,6 +309,7 @@ AUDIO = {
     "speechtokenizer": Case(
         audio.speechtokenizer(audio.SEANet(RATIOS, 64, 1024, bidirectional=True)), {}, published=103.68
     ),
+    "vocos-encodec-24khz": vocos_encodec(),
     "wavtokenizer-small-75": wavtokenizer(RATIOS, 1280, WAVTOKENIZER),
     "wavtokenizer-small-40": wavtokenizer((6, 5, 5, 4), 2400),
     "wavtokenizer-large-unify-40": wavtokenizer((6, 5, 5, 4), 2400),

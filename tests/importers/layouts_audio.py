@@ -266,6 +266,13 @@ def wavtokenizer(net, codes, backbone, unused=None):
     return found | vocos(net.dim, *backbone, 4, True)
 
 
+def vocos_encodec(net, books, used, codes, backbone, rows):
+    """The published decoder with EnCodec's file beside it; used: codebooks of the widest bandwidth."""
+    found = under("feature_extractor.encodec.", encodec(net, books, codes))
+    found["feature_extractor.codebook_weights"] = (used * codes, net.dim)
+    return found | vocos(net.dim, *backbone, rows)
+
+
 def adapter(name, width, mirrored=False):
     """X-Codec's convolutions around the speech features."""
     found = conv1d(f"{name}.{'conv1' if mirrored else 'conv'}.conv", width, width, 3, False)

@@ -270,9 +270,10 @@ def lavit(low=None, eva_layers=40, **sizes):
 
 
 def lavit_parts(
-    width=1408, layers=12, hidden=6144, codes=16384, dim=32, places=256, llm=4096, prompts=(768, 1280), low=None
+    width=1408, layers=12, hidden=6144, codes=16384, dim=32, places=256, llm=4096, prompts=(768, 1280), low=None,
+    high=True,
 ):
-    """low: (layers, channels of the prompt) of the decoder for the smaller diffusion model."""
+    """low: (layers, channels of the prompt) of the decoder for the smaller diffusion model; high: with the other's."""
 
     def cross(at):
         found = {}
@@ -295,7 +296,7 @@ def lavit_parts(
             found |= linear(f"{name}.decode_task_layer.{n}", width, width)
         return found | linear(f"{name}.in_proj", width, dim) | affine(f"{name}.norm", width)
 
-    enc, high = "tokenizer_encoder", "highres_tokenizer_decoder"
+    enc, wide = "tokenizer_encoder", "highres_tokenizer_decoder"
     found = {f"{enc}.quantize.embedding.weight": (codes, dim)} | linear(f"{enc}.vit_proj", llm, width)
     found |= linear(f"{enc}.encode_task_layer.0", width, width) | linear(f"{enc}.encode_task_layer.2", dim, width)
     found |= affine(f"{enc}.causal_encoder.ln_vision", width) | affine(f"{enc}.causal_encoder.norm", width)
@@ -305,12 +306,12 @@ def lavit_parts(
     found |= linear(f"{enc}.token_predictor.in_conv.1", width, width)
     for n, out, into in ((0, width // 2, width), (2, width // 4, width // 2), (4, 2, width // 4)):
         found |= linear(f"{enc}.token_predictor.out_conv.{n}", out, into)
-    found |= decoder(high, layers)
-    for n, size in enumerate(prompts, 1):
-        found |= linear(f"{high}.unet_proj_{n}", size, width)
-    for part, out in (("q", width), ("k", width), ("v", width), ("c", prompts[1])):
-        found |= linear(f"{high}.unet_attnpool.{part}_proj", out, width)
-    found |= {f"{high}.unet_attnpool.positional_embedding": (places + 1, width)}
+    if high:
+        found |= decoder(wide, layers) | {f"{wide}.unet_attnpool.positional_embedding": (places + 1, width)}
+        for n, size in enumerate(prompts, 1):
+            found |= linear(f"{wide}.unet_proj_{n}", size, width)
+        for part, out in (("q", width), ("k", width), ("v", width), ("c", prompts[1])):
+            found |= linear(f"{wide}.unet_attnpool.{part}_proj", out, width)
     if low is not None:
         found |= decoder("tokenizer_decoder", low[0]) | linear("tokenizer_decoder.unet_proj", low[1], width)
     return found

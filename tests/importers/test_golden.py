@@ -3,6 +3,8 @@
 The folders under tests/golden/image are small; MMTOK_GOLDEN names a folder whose image/ holds larger ones.
 """
 
+import re
+
 import pytest
 import torch
 from golden_sets import FAMILY, ROOTS, check_keys, close, folders, label, load_golden, published_range
@@ -20,6 +22,15 @@ OF_PARTS = {"mage_vqgan", "fqgan_triple"}
 
 def test_every_importer_has_a_golden_folder():
     assert set(FAMILY) - {folder.name for folder in ROOTS[0].glob("*/*/")} == OF_PARTS
+
+
+def test_the_measured_page_is_complete():
+    """docs/golden.md, which golden_table.py writes, has a line for every system, and no code in it differs."""
+    page = (ROOTS[0].parents[1] / "docs" / "golden.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.MULTILINE))
+    assert set(rows) >= {name for name in FAMILY if list(ROOTS[0].glob(f"*/{name}/"))}
+    counts = [re.fullmatch(r"(\d+) of (\d+)", codes) for codes in rows.values() if codes != "-"]
+    assert len(counts) > 40 and all(found and found[1] == found[2] for found in counts)
 
 
 @pytest.fixture(params=folders(*PLAIN), ids=label)

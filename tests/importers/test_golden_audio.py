@@ -24,7 +24,7 @@ from mmtok.types import Batch
 ROOTS = [Path(__file__).parents[1] / "golden"] + [Path(p) for p in [os.environ.get("MMTOK_GOLDEN")] if p]
 FAMILIES = [importlib.import_module(f"mmtok.importers.{name}") for name in importers.families()]
 FAMILY = {system: family for family in FAMILIES for system in family.SYSTEMS}
-APART = ("glm_tokenizer", "xcodec2", "xcodec2_original")  # in files of their own
+APART = ("glm_tokenizer", "vocos_encodec", "xcodec2", "xcodec2_original")  # in files of their own
 FOLDERS = [
     folder for root in ROOTS for folder in sorted((root / "audio").glob("*/"))
     if folder.name in FAMILY and folder.name not in APART

@@ -170,6 +170,14 @@ def wavtokenizer(c):
     )
 
 
+def vocos(c):
+    """Without EnCodec, which lies in a file of its own."""
+    table = {"feature_extractor.codebook_weights": (c["num_codebooks"] * c["codebook_size"], c["dimension"])}
+    return table | audio.vocos(
+        c["dimension"], c["dim"], c["intermediate_dim"], c["num_layers"], c["n_fft"], c["adanorm_num_embeddings"]
+    )
+
+
 def hubert(c):
     """transformers' names for the speech model."""
     from transformers import HubertConfig, HubertModel
@@ -205,7 +213,7 @@ LAYOUTS |= {
         c["ngf"], c["up_ratios"], c["out_channels"], c["upsample_initial_channel"], c["codebook_size"],
         c["codebook_dim"], c["rnn_num_layers"],
     ),
-    "wavtokenizer": wavtokenizer, "xcodec_original": xcodec, "xcodec2_original": xcodec2,
+    "wavtokenizer": wavtokenizer, "vocos_encodec": vocos, "xcodec_original": xcodec, "xcodec2_original": xcodec2,
     "glm_tokenizer": lambda c: audio.glm(
         c["d_model"], c["num_mel_bins"], c["quantize_position"], c["encoder_ffn_dim"], c["quantize_vocab_size"],
         c["max_source_positions"], c["pooling_kernel_size"],

@@ -1,5 +1,6 @@
 """The YAML recipes on the meta device: published parameter counts and rates, weights for every loss."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,13 @@ def test_parameters_and_rates(name):
 def test_vocos_changes_nothing_but_the_decoder():
     ours, theirs = (read_config_file(ROOT / f"{name}.yaml") for name in ("vocos_encodec", "encodec_24k"))
     args = [config["model"]["tokenizer"]["init_args"] for config in (ours, theirs)]
-    assert all(args[0][part] == args[1][part] for part in ("encoder", "quantizer", "sample_rate", "end"))
+    assert all(args[0][part] == args[1][part] for part in ("encoder", "sample_rate", "end"))
+    depths, every = (arg["quantizer"]["init_args"].pop("quantizers") for arg in args)
+    assert args[0]["quantizer"] == args[1]["quantizer"] and depths == every[: args[0]["depths"][-1]]
+    # the codebooks beyond are the ones that the start from EnCodec's weights may leave out
+    left_out = [f"quantizer.depths.{i}.codebook" for i in range(32)]
+    left_out = [key for key in left_out if any(fnmatchcase(key, p) for p in ours["model"]["init_ignore"])]
+    assert left_out == [f"quantizer.depths.{i}.codebook" for i in range(16, 32)]
     assert ours["model"]["freeze"] == ["encoder", "quantizer"]
 
 
