@@ -2,4 +2,5 @@
 
 from mmtok.training.cli import main
 
-main()
+if __name__ == "__main__":  # data workers import this file under another name (forkserver, spawn)
+    main()

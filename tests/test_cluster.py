@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,17 @@ def test_the_cluster_configuration_lies_on_a_recipe(tmp_path, shards) -> None:
     assert small.model.clip_norm == 0.25 and small.trainer.global_step == 1
     cli = main([*arguments, "--trainer.max_steps=2"])  # as a requeued job would
     assert cli.trainer.global_step == 2 and cli.folder == tmp_path / "mine"
+
+
+def test_the_script_of_the_job_files_runs_with_the_workers_they_ask_for(tmp_path, shards) -> None:
+    """train.py with configs/base/slurm.yaml as it is: workers come from a forkserver, which imports train.py again."""
+    path = write_config(tmp_path / "mine.yaml", config(shards, runs=str(tmp_path), trainer__max_steps=2))
+    command = [sys.executable, "train.py", "fit", "-c", path, "-c", "configs/base/slurm.yaml"]
+    command += ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+    command += ["--data.init_args.num_workers=2", "--data.init_args.pin_memory=false"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert (tmp_path / "mine/checkpoints/last.ckpt").is_file()
 
 
 def test_under_slurm_lightning_does_not_requeue_by_itself(tmp_path, shards, monkeypatch) -> None:
