@@ -3,7 +3,7 @@
 `samples:audio` comes with the package: 100 prompts of five speakers in five languages and four pieces of music
 (`sounds/ATTRIBUTION.md` names authors and licences). The others are found where their Debian packages are installed:
 
-    samples:audio-speech    hours of prompts, letters and words by some forty speakers; held out: Italian and Russian
+    samples:audio-speech    hours of prompts, words, acted dialogues by dozens of speakers; held out: Italian, Russian
     samples:audio-music     whole pieces of music
     samples:audio-tuxpaint  short descriptions in many languages at 44.1 kHz, held out only
 """
@@ -79,7 +79,20 @@ _SPEECH = (
         "ktuberling-data", "usr/share/ktuberling/sounds/{}", "*.*", "GPL-2.0-or-later", TRAIN, "ktuberling_{}",
         "ca da de el en es fi fr ga gl lt nds nl nn pt ro sl sr sr@ijekavian sv uk wa",
     ),
-)
+    *(
+        _Folder(
+            package, "usr/share/games/fillets-ng/sound", f"*/{language}/*.ogg", "GPL-2.0-or-later", TRAIN, "fillets",
+            language,
+        )
+        for language, package in (
+            ("cs", "fillets-ng-data-cs"), ("en", "fillets-ng-data"), ("nl", "fillets-ng-data-nl"),
+        )
+    ),
+    _Folder(
+        "hedgewars-data", "usr/share/games/hedgewars/Data/Sounds/voices", "*/*.ogg", "GPL-2.0", TRAIN, "hedgewars", "",
+        without=("Default_ru", "Russian", "Russian_pl", "Robot"),
+    ),
+)  # fmt: skip
 _MUSIC = tuple(
     _Folder(
         "asterisk-moh-opsound-g722", "usr/share/asterisk/moh", f"{piece}.g722", _CC, split, "music", "",

@@ -1,7 +1,7 @@
 """Codebooks that fit the latents of an untrained encoder: `python -m mmtok.training.codebooks RECIPE OUT`.
 
-For recipes whose encoder says something before it is trained (`mmtok.models.audio.mdct`): k-means on the training data
-of the recipe, depth after depth. The folder OUT is what `init_from` of the recipe names.
+For recipes whose encoder says something before it is trained (`mmtok.models.audio.harmonic`): k-means on the training
+data of the recipe, depth after depth. The folder OUT is what `init_from` of the recipe names.
 
 Legend: n latents, D dimensions.
 """
@@ -22,6 +22,7 @@ from mmtok.data.shard_module import ShardModule
 from mmtok.quantizers.base import to_vectors
 from mmtok.quantizers.kmeans import kmeans_of_batch
 from mmtok.quantizers.residual import Residual
+from mmtok.quantizers.split import Product
 from mmtok.quantizers.vq import VQ
 from mmtok.tokenizer import Tokenizer
 from mmtok.training.config_file import read_config_file
@@ -31,18 +32,22 @@ from mmtok.types import Batch
 
 @torch.no_grad()
 def fit_codebooks(tokenizer: Tokenizer, batches: Iterable[Batch], steps: int = 10) -> list[float]:
-    """Fits a `Residual` of `VQ` to the latents of these batches, in place; returns the mean squared norm of the
-    latents, then of what is left over after each depth.
+    """Fits a `Residual` of `VQ`, alone or a member of a `Product`, to the latents of these batches, in place; returns
+    the mean squared norm of its latents, then of what is left over after each depth.
 
     steps  of Lloyd's algorithm
     """
     quantizer = tokenizer.quantizer
-    depths = [quantizer.at(q) for q in range(quantizer.num_quantizers)] if isinstance(quantizer, Residual) else []
+    members = list(quantizer.members) if isinstance(quantizer, Product) else [quantizer]
+    at = [index for index, member in enumerate(members) if isinstance(member, Residual)]
+    chain = members[at[0]] if len(at) == 1 else None
+    depths = [chain.at(q) for q in range(chain.num_quantizers)] if isinstance(chain, Residual) else []
     books = [depth for depth in depths if isinstance(depth, VQ)]
     if not books or len(set(map(id, books))) < len(depths):
-        raise ValueError("codebooks: the recipe's quantizer is no Residual of VQ with a codebook at every depth")
+        raise ValueError("codebooks: the recipe's quantizer holds no Residual of VQ with a codebook at every depth")
     tokenizer.eval()
-    rest = torch.cat([to_vectors(tokenizer.latents(batch.x)) for batch in batches])
+    first = sum(member.dim for member in members[: at[0]])  # type: ignore[misc]
+    rest = torch.cat([to_vectors(tokenizer.latents(batch.x))[:, first : first + books[0].dim] for batch in batches])
     left = [_mean_square(rest)]
     for book in books:
         codes = kmeans_of_batch(rest, book.codebook_sizes[0][0], steps)

@@ -24,6 +24,7 @@ from mmtok.quantizers.shared_index import SharedIndexVQ
 from mmtok.quantizers.simvq import SimVQ
 from mmtok.quantizers.split import Product, SplitResidual
 from mmtok.quantizers.stochastic import StochasticVQ
+from mmtok.quantizers.uniform import Uniform
 from mmtok.quantizers.vq import VQ
 
 # one position's code depends on that position alone
@@ -44,6 +45,7 @@ POINTWISE = {
     "ibq": lambda: IBQ(6, 32),
     "shared_index": lambda: SharedIndexVQ([4, 2], 32, [1.0, 0.5]),
     "frozen_kmeans": lambda: FrozenKMeans(6, 32),
+    "uniform": lambda: Product([Uniform(9) for _ in range(6)]),
     "fsq": lambda: FSQ([8, 5, 5, 3, 2, 2]),
     "fsq_entropy": lambda: FSQ([8, 5, 5, 3, 2, 2], entropy_temperature=0.1),
     "fsq_tan": lambda: FSQ([8, 8, 5, 5, 3, 3], margin=-1e-3, tan_shift=True),
