@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmtok.keep import GridPrefix
+from mmtok.metrics.pfid import neighbours
 from mmtok.models.image.imagefolder import ImageFolder, LatentGridDecoder, LatentGridEncoder
 from mmtok.nn.vit_trunk import ViTTrunk
 from mmtok.quantizers.perturbed import PerturbedVQ
@@ -35,6 +36,37 @@ def test_wrong_codes_are_fewer_late_in_training():
     true = tok.encode(batch).codes
     moved = [int((tokens.codes != true).flatten(1).any(1).sum()) for tokens in changed.values()]
     assert moved[0] == 8 and moved[-1] == 4
+
+
+def test_a_decoder_that_saw_wrong_codes_lives_with_them():
+    """Targets that change faster than codes lie apart: without perturbation the decoder follows every code."""
+    near = neighbours(latent_table(), 8)
+    wrong = {}
+    for share in (0.0, 1.0):
+        torch.manual_seed(0)
+        quantizer = PerturbedVQ(3, 64, share=share, neighbours=8).train()
+        quantizer.codebook.data.copy_(latent_table())
+        z = torch.nn.functional.normalize(torch.randn(8, 3, 32), dim=1)
+        x = (6 * z).sin()
+        decoder = torch.nn.Sequential(*(torch.nn.Conv1d(a, b, 1) for a, b in ((3, 64), (64, 64))))
+        decoder.insert(1, torch.nn.ReLU())
+        decoder.extend([torch.nn.ReLU(), torch.nn.Conv1d(64, 3, 1)])
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
+        for _ in range(300):
+            loss = (decoder(quantizer(z).z) - x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        codes = quantizer.eval()(z).grids[0][:, 0]
+        torch.manual_seed(1)
+        moved = near[codes].gather(-1, torch.randint(8, (*codes.shape, 1)))[..., 0]
+        with torch.no_grad():
+            wrong[share] = float((decoder(quantizer.decode((moved[:, None],))) - x).square().mean())
+    assert wrong[1.0] < 0.8 * wrong[0.0]
+
+
+def latent_table():
+    return torch.nn.functional.normalize(torch.randn(64, 3, generator=torch.Generator().manual_seed(3)), dim=1)
 
 
 def test_the_semantic_head_is_the_mean_of_the_last_branch():
