@@ -1,5 +1,6 @@
 """Golden folders and the tokenizers imported from them."""
 
+import functools
 import importlib
 import json
 import os
@@ -18,8 +19,16 @@ FAMILY = {system: family for family in FAMILIES for system in family.SYSTEMS}
 
 
 def folders(*systems):
-    """Every golden folder of these systems."""
-    return [f for root in ROOTS for f in sorted((root / "image").glob("*/")) if f.name in systems]
+    """Every golden folder of these systems, whatever it is called: its config says what it is."""
+    return [f for root in ROOTS for f in sorted((root / "image").glob("*/")) if system(f) in systems]
+
+
+@functools.cache
+def system(folder):
+    """What is in a golden folder; sounds and videos bear the name of their folder."""
+    if folder.parent.name != "image":
+        return folder.name
+    return json.loads((folder / "config.json").read_text())["system"]
 
 
 def label(folder):
