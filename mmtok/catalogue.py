@@ -63,9 +63,12 @@ class Entry:
         return {split_hub(place)[0] for place in self.files.values() if place.startswith("hf:")}
 
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
+
+
 def catalogue() -> dict[str, dict[str, Any]]:
     """Name -> raw entry. Shipped tokenizers have a `folder`, published ones `files`."""
-    return yaml.safe_load((checkpoints() / "catalogue.yaml").read_text()) or {}
+    return yaml.load((checkpoints() / "catalogue.yaml").read_text(), LOADER) or {}
 
 
 def checkpoints() -> Path:
