@@ -202,6 +202,7 @@ SMALL = {
     "banded": lambda: BandedSTFT([64, 128], width=4),
     "magnitude": lambda: MultiMagnitude([64, 128], width=4),
     "resolutions": lambda: MultiResolution([(64, 16), (128, 32)], 4),
+    "logarithms": lambda: MultiResolution([(64, 16), (128, 32)], 4, log=True),
 }
 
 
@@ -229,6 +230,24 @@ def test_every_network_serves_the_adversarial_term(name):
     padded[1][1, :, 900:] = 0
     silent = term(recon_of(padded[1]), batch_of(padded[0], [1201, 900]), 0)
     torch.testing.assert_close(loud, silent)
+
+
+def test_logarithms_let_soft_noise_be_heard():
+    """A tone with noise 50 dB below it: the first maps differ far more than from plain magnitudes; silence is finite."""
+    torch.manual_seed(0)
+    tone = (0.3 * torch.arange(4000)).sin()[None, None]
+    noisy = tone + 0.003 * torch.randn(1, 1, 4000)
+
+    def change(log: bool) -> float:
+        torch.manual_seed(1)
+        network = MultiResolution([(256, 64)], 8, log=log)
+        a, b = (network(x).maps[0][0] for x in (tone, noisy))
+        return float((a - b).norm() / a.norm())
+
+    assert change(True) > 5 * change(False)
+    silent = torch.zeros(1, 1, 4000, requires_grad=True)
+    sum(logits.sum() for logits in MultiResolution([(256, 64)], 8, log=True)(silent).logits).backward()
+    assert silent.grad.isfinite().all()
 
 
 def test_magnitudes_equal_a_plain_transform():
