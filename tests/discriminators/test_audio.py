@@ -233,7 +233,7 @@ def test_every_network_serves_the_adversarial_term(name):
 
 
 def test_logarithms_let_soft_noise_be_heard():
-    """A tone with noise 50 dB below it: the first maps differ far more than from plain magnitudes; silence is finite."""
+    """A tone with noise 50 dB below: first maps differ far more than from plain magnitudes; silence is finite."""
     torch.manual_seed(0)
     tone = (0.3 * torch.arange(4000)).sin()[None, None]
     noisy = tone + 0.003 * torch.randn(1, 1, 4000)
