@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.util
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -19,6 +20,11 @@ MAX_NODES, MAX_DEPTH = 100_000, 100  # of a config; the largest that ship have a
 
 def build(config: Config, modules: tuple[str, ...] = ("mmtok",)) -> Tokenizer:
     """A fresh tokenizer from `{class_path, init_args}`; unknown keys are errors that name the key."""
+    return parse(config, modules)()
+
+
+def parse(config: Config, modules: tuple[str, ...] = ("mmtok",)) -> Callable[[], Tokenizer]:
+    """What makes tokenizers of a config, every call a fresh one. ValueError names the key or class that is wrong."""
     from jsonargparse import ArgumentParser, Namespace
 
     check_class_paths(config, modules)
@@ -30,9 +36,13 @@ def build(config: Config, modules: tuple[str, ...] = ("mmtok",)) -> Tokenizer:
         raise ValueError(f"tokenizer config: {' '.join(str(error).split())[:400]}") from None
     full = parsed.tokenizer.as_dict() if isinstance(parsed.tokenizer, Namespace) else parsed.tokenizer
     check_class_paths(full, modules)  # by now bare names are resolved, among all classes that are imported
-    tokenizer: Tokenizer = parser.instantiate_classes(parsed).tokenizer
-    tokenizer.config = full
-    return tokenizer
+
+    def make() -> Tokenizer:
+        tokenizer: Tokenizer = parser.instantiate_classes(parsed).tokenizer
+        tokenizer.config = copy.deepcopy(full)
+        return tokenizer
+
+    return make
 
 
 def check_class_paths(node: Any, modules: tuple[str, ...]) -> None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmtok.build import Config, build
+from mmtok.bounds import on_meta
+from mmtok.build import Config, parse
 from mmtok.quantizers.base import Quantizer
 from mmtok.tokenizer import Tokenizer
 
@@ -31,20 +33,18 @@ def load_folder(
 ) -> Tokenizer:
     """The tokenizer of a folder written by `save`, in eval mode; ValueError or FileNotFoundError names the file."""
     config = read_config(folder / CONFIG)
-    tokenizer = build(config["tokenizer"], modules)
-    state = _read_weights(folder / WEIGHTS)
+    make, file = parse(config["tokenizer"], modules), folder / WEIGHTS
+    shapes = _read_shapes(file)
+    if modules == ("mmtok",):  # classes of others need not know meta tensors
+        _check(on_meta(make, len(shapes), file.stat().st_size), shapes, file)
+    tokenizer = make()
+    state = _read_weights(file)
+    _check(tokenizer, {key: value.shape for key, value in state.items()}, file)
     tables = {key: state.pop(key) for key in list(state) if key.startswith("tables.")}
     wanted = tokenizer.state_dict()
     # half-precision storage is a matter of the file; the model computes in its own dtype
     optional = _training_state(tokenizer)
     absent = {key for key in optional if key not in state}
-    missing, unknown = sorted(set(wanted) - set(state) - absent), sorted(set(state) - set(wanted))
-    file = folder / WEIGHTS
-    if missing or unknown:
-        raise ValueError(f"{file}: keys missing {missing[:5]}, unknown {unknown[:5]}: not the weights of {CONFIG}")
-    for key, value in state.items():
-        if value.shape != wanted[key].shape:
-            raise ValueError(f"{file}: {key} is {list(value.shape)}, {CONFIG} asks for {list(wanted[key].shape)}")
     tokenizer.load_state_dict(
         {key: state[key].to(value.dtype) if key in state else value for key, value in wanted.items()}
     )
@@ -120,6 +120,19 @@ def fingerprint(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:8]
 
 
+def _check(tokenizer: Tokenizer, shapes: Mapping[str, Sequence[int]], file: Path) -> None:
+    """ValueError unless the tensors of the file are those of the tokenizer."""
+    wanted = {key: value.shape for key, value in tokenizer.state_dict().items()}
+    found = {key: shape for key, shape in shapes.items() if not key.startswith("tables.")}
+    missing = sorted(set(wanted) - set(found) - set(_training_state(tokenizer)))
+    unknown = sorted(set(found) - set(wanted))
+    if missing or unknown:
+        raise ValueError(f"{file}: keys missing {missing[:5]}, unknown {unknown[:5]}: not the weights of {CONFIG}")
+    for key, shape in found.items():
+        if tuple(shape) != tuple(wanted[key]):
+            raise ValueError(f"{file}: {key} is {list(shape)}, {CONFIG} asks for {list(wanted[key])}")
+
+
 def _is_id_of(name: str, state: dict[str, Tensor], training: Container[str]) -> bool:
     """Whether a file of exactly these weights has this id: in any type that holds them, with or without `training`."""
     used = {key: value for key, value in state.items() if key not in training}
@@ -141,11 +154,23 @@ def _training_state(tokenizer: Tokenizer) -> dict[str, Quantizer]:
     }  # fmt: skip
 
 
+def _read_shapes(path: Path) -> dict[str, list[int]]:
+    """Key -> shape, from the header of a safetensors file."""
+    with _whole(path), safe_open(path, "pt") as file:
+        return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    with _whole(path):
+        return load_file(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {path.parent} is not a complete saved tokenizer")
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or not safetensors: {_one_line(error)}") from None
 

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import resource
+import shutil
 import struct
 import sys
 import time
@@ -10,6 +12,7 @@ import zlib
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,6 +114,37 @@ def test_forged_safetensors_and_pickles_in_their_place_are_refused(small_model, 
         with pytest.raises(ValueError, match="model.safetensors"):
             load(tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"encoder.init_args.width": 1 << 20}, "asks for"),  # 12 TB in one layer
+        ({"encoder.init_args.width": 1 << 40}, "tokenizer config: "),
+        ({"encoder.init_args.layers": 10**9}, "many more layers than its weights have"),
+        ({"quantizer.init_args.codebook_size": 1 << 23}, r"safetensors: quantizer\.\S+ is \[64, 4\], config"),
+        ({"decoder.init_args.layers": 40}, "safetensors: keys missing"),
+    ],
+)
+def test_a_config_larger_than_its_weights_is_refused_before_memory_is_taken(
+    small_model, tmp_path, edit, message
+) -> None:
+    config = yaml.safe_load((small_model / "config.yaml").read_text())
+    for key, value in edit.items():
+        *parents, last = f"tokenizer.init_args.{key}".split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        assert last in node
+        node[last] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(small_model / "model.safetensors", tmp_path)
+    load(small_model)  # what is allocated once
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # kilobytes
 
 
 VALUES = st.recursive(

@@ -12,7 +12,7 @@ LAYERS = (
     "types taildrop nn catalogue",
     "quantizers data discriminators",
     "tokenizer",
-    "models build bitstream tables optimize",
+    "models build bounds bitstream tables optimize",
     "importers folder",
     "published",
     "hub",
