@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
 from mmtok.data.batches import Bad, EvalBatches, Raw, TrainBatches
 from mmtok.data.order import Plan, Slot
-from mmtok.data.workers import begin
+from mmtok.data.workers import begin, starting
 from mmtok.types import Batch
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,7 @@ class TrainLoader:
 
     def _start(self, step: int) -> None:
         self._iterator = None  # the old workers end before new ones start
-        loader = _data_loader(self.dataset, _Slots(self.plan, step), self.workers, self.context)
-        self._iterator = iter(loader)
+        self._iterator = _iterate(self.dataset, _Slots(self.plan, step), self.workers, self.context)
 
 
 class EvalLoader:
@@ -131,7 +131,7 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         counter = BadCounter(self.max_bad_fraction, self.where)
         self.bad = counter.reasons
-        iterator = iter(_data_loader(self.dataset, range(len(self.dataset)), self.workers, self.context))
+        iterator = _iterate(self.dataset, range(len(self.dataset)), self.workers, self.context)
         for _ in range(len(self)):
             raw = _next(iterator)
             counter.add(len(raw.keys) + len(raw.bad), raw.bad)
@@ -150,12 +150,14 @@ class _Slots(Sampler[Slot]):
         return self.plan.slots(self.step)
 
 
-def _data_loader(dataset: Any, sampler: Any, workers: int, context: str | None) -> DataLoader[Raw]:
-    return DataLoader(
+def _iterate(dataset: Any, sampler: Any, workers: int, context: str | None) -> Iterator[Raw]:
+    loader: DataLoader[Raw] = DataLoader(
         dataset, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=_same,  # type: ignore[arg-type]
         multiprocessing_context=context if workers else None, prefetch_factor=2 if workers else None,
         worker_init_fn=begin,
     )
+    with starting(context) if workers else nullcontext():
+        return iter(loader)
 
 
 def _next(iterator: Iterator[Raw]) -> Raw:

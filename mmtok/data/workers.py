@@ -7,9 +7,31 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 GRACE = 60  # seconds that SIGTERM leaves a worker: its parent needs the last batches to stop in order
+
+
+@contextmanager
+def starting(method: str | None) -> Iterator[None]:
+    """Around the start of data workers by `method` (None is the platform's own): their signals wait until `begin`.
+
+    torchrun and srun send SIGTERM to every process of a rank. It would end workers that are still importing, and at any
+    time the server of the forkserver method, without which its workers count as dead. What is started here inherits the
+    blocked signals; those to this process itself are delivered afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        if (method or multiprocessing.get_start_method()) != "fork":
+            resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM after its start, in some versions of Python
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin(*_: Any) -> None:
@@ -23,6 +45,7 @@ def begin(*_: Any) -> None:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     follow_parent()
 
 

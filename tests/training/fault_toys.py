@@ -23,11 +23,12 @@ class Fault(Callback):
 
     what  "nan", "hang", or the name of a signal it sends to itself; "SIGTERM in validation" at the first batch of one;
           "look" hurts nothing and writes what training starts from to <run>/start.pt
-    rank  the only process it hurts, where all have one configuration. Not after torchrun started them again
+    rank  the only process it hurts, where all have one configuration
+    start the only one of torchrun's starts in which it hurts, from 0
     """
 
-    def __init__(self, what: str, at: int, times: int = 1, rank: int | None = None) -> None:
-        self.what, self.at, self.times, self.rank = what, at, times, rank
+    def __init__(self, what: str, at: int, times: int = 1, rank: int | None = None, start: int = 0) -> None:
+        self.what, self.at, self.times, self.rank, self.start = what, at, times, rank, start
 
     def on_train_start(self, trainer, pl_module):
         if self.what == "look":
@@ -35,7 +36,8 @@ class Fault(Callback):
             torch.save(state, Path(trainer.default_root_dir) / "start.pt")
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.rank not in (None, trainer.global_rank) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        if self.rank not in (None, trainer.global_rank) or self.start != start:
             return
         if self.what == "nan" and self.at <= pl_module.batches < self.at + self.times:
             batch.x.fill_(float("nan"))
@@ -57,12 +59,12 @@ def free_port() -> int:
 
 
 def write_rank(folder: Path, shards: Path, name: str, rank: int, world: int, fault=None, **dotted) -> str:
-    """The configuration of one rank; `fault` is the init_args of Fault."""
+    """The configuration of one rank; `fault` is the init_args of Fault, or several of them."""
     node = config(shards, name=name, runs=str(folder), trainer__devices=world, **dotted)
     node["data"]["init_args"].setdefault("batch_size", 4)
     callbacks = [{"class_path": "training_toys.Recorder", "init_args": {"path": str(folder / f"{name}.{rank}.keys")}}]
-    if fault is not None:
-        callbacks.append({"class_path": "fault_toys.Fault", "init_args": fault})
+    for one in [fault] if isinstance(fault, dict) else fault or []:
+        callbacks.append({"class_path": "fault_toys.Fault", "init_args": one})
     node["trainer"]["callbacks"] = callbacks
     return write_config(folder / f"{name}.{rank}.yaml", node)
 

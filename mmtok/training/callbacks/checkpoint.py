@@ -85,6 +85,8 @@ class Checkpoint(stock.Checkpoint):
         self.save(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.signal is not None:
+            return  # the process ends: torchrun's SIGTERM, sent when the first rank has ended, must not cut that short
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

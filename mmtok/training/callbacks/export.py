@@ -12,14 +12,16 @@ import lightning.pytorch as pl
 from mmtok import hub
 from mmtok.data.shard_module import ShardModule
 from mmtok.tables import fit_tables
+from mmtok.training.callbacks.checkpoint import Checkpoint
 from mmtok.training.task import TokenizerTask
 
 
 class Export(pl.Callback):
-    """Writes `<run>/tokenizer` (averaged weights when there are some) at the end of training.
+    """Writes `<run>/tokenizer` (averaged weights when there are some) at the end of training, or when it is stopped.
 
     every   also every so many generator steps; null only at the end
-    tables  training batches whose codes give the entropy tables that are saved at the end; 0 saves none
+    tables  training batches whose codes give the entropy tables that are saved at the end; 0 saves none. A run that is
+            stopped by a signal saves none either: it must not wait for so many batches
     """
 
     def __init__(self, every: int | None = None, tables: int = 64) -> None:
@@ -33,7 +35,9 @@ class Export(pl.Callback):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TokenizerTask) -> None:  # type: ignore[override]
-        self._write(trainer, pl_module, last=True)
+        stopped = any(isinstance(c, Checkpoint) and c.signal is not None for c in trainer.callbacks)  # type: ignore[attr-defined]
+        self._write(trainer, pl_module, last=not stopped)
+        trainer.strategy.barrier()  # a launcher ends the processes that are left soon after the first has gone
 
     def _write(self, trainer: pl.Trainer, pl_module: TokenizerTask, last: bool = False) -> None:
         tokenizer = pl_module.tokenizer
