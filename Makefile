@@ -34,6 +34,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/loader.py --json benchmarks/results/loader.json
+	$(BIN)/python benchmarks/clips.py --json benchmarks/results/clips.json
 	$(BIN)/python benchmarks/train_step.py --json benchmarks/results/train_step.json
 	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
 	$(BIN)/python benchmarks/corpus.py --json benchmarks/results/corpus.json

@@ -87,10 +87,11 @@ class EncodedVideo:
             raise BadSample("empty", "0 bytes")
         self._data, self._caps = data, caps
         container, stream = self._open()
-        with container:
-            self.sound = bool(container.streams.audio)
-            self._base = float(stream.time_base)
-            self._pts = self._list(container, stream)
+        self.sound = bool(container.streams.audio)
+        self._base = float(stream.time_base)
+        self._pts = self._list(container, stream)
+        # opening costs as much as decoding some frames; elsewhere reading to the end changes what a seek finds
+        self._opened = (container, stream) if "mp4" in container.format.name else None
         self.times: NDArray[np.float64] = self._pts.astype(np.float64) * self._base
         span = float(self.times[-1] - self.times[0])
         stated = float(stream.average_rate or 0)
@@ -208,20 +209,23 @@ class EncodedVideo:
         import av
 
         first = int(self._pts[0])
-        container, stream = self._open()
+        sought = self._opened is not None or start > first  # an opened one was read to its end
+        container, stream = self._opened or self._open()
+        self._opened = None
         try:
-            if start > first:
+            if sought:
                 try:
                     container.seek(start, stream=stream)
                 except av.FFmpegError:  # no index, as in GIF: from the beginning
                     container.close()
                     container, stream = self._open()
+                    sought = False
             begun = False
             for frame in container.decode(stream):
                 pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None:
                     continue
-                if not begun and pts > start > first:  # the seek went too far
+                if not begun and sought and pts > start:  # the seek went too far
                     container.close()
                     yield from self._decode(first)
                     return

@@ -31,13 +31,19 @@ from mmtok.data.write import Encoding, make_shards
     [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("gif", "gif"), ("matroska", "libx264")],
 )
 def test_every_container_gives_the_frames_that_are_asked_for(kind, codec):
-    video = EncodedVideo(clip(kind, codec))
+    data = clip(kind, codec)
+    video = EncodedVideo(data)
     assert len(video) == 20 and video.rate == pytest.approx(10, rel=0.01)
     for numbers in ([0], [3, 7, 7, 19], [12, 13]):
         found = video.frames(numbers)[0, :, 40, 50].tolist()
         close = 40 if kind == "gif" else 8  # its palette has eight reds
         assert np.allclose(found, [10 * n for n in numbers], atol=close), (kind, found)
     assert video.check() == (48, 64)
+    whole = video.frames(range(20))
+    for number in (0, 11, 19):  # asked first, and again after others
+        new = EncodedVideo(data)
+        for reader in (new, new, video):
+            assert torch.equal(reader.frames([number])[:, 0], whole[:, number])
 
 
 def test_variable_rate_goes_by_timestamps():
