@@ -131,7 +131,9 @@ def test_one_latent_at_a_time_decodes_alike_and_at_once(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("frames,height,width", [(1, 1, 1), (2, 3, 17), (5, 40, 9), (33, 8, 8), (4, 33, 1)])
+@pytest.mark.parametrize(
+    "frames,height,width", [(1, 1, 1), (2, 3, 17), (5, 40, 9), (33, 8, 8), (4, 33, 1), (1, 257, 129)]
+)
 def test_any_size_and_duration(model, frames, height, width):
     x = video(frames, height, width)
     tokens = model.encode(x)
