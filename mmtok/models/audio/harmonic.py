@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from mmtok.models.audio.spectral import FrameBlock, SpectralEncoder
 from mmtok.nn.pitch import HIGHEST, LOWEST, RATE, PitchTracker
-from mmtok.nn.spectrum import MelSpectrum, Spectrum, mel_filters
+from mmtok.nn.spectrum import Spectrum, mel_filters
 
 GAP = 0.1  # between the value of an unvoiced frame, -1, and that of the lowest pitch
 PART = 160  # samples of a part; a pitch is measured every second
 WINDOW = 512  # samples under which energies are measured
+PLAIN = 120.0  # Hz over which spectra without a pitch are smoothed
 CENTRE, SPREAD, SILENCE = -9.0, 3.0, 1e-7  # of log energies: mean, divisor, what is added before the logarithm
 
 
@@ -39,6 +40,7 @@ class HarmonicEncoder(nn.Module):
     """
 
     channels = 1
+    filters: Tensor
 
     def __init__(
         self, bands: int = 32, parts: int = 4, width: int = 192, hidden: int = 576, layers: int = 0
@@ -47,7 +49,9 @@ class HarmonicEncoder(nn.Module):
         _check(parts)
         self.stride, self.parts = PART * parts, parts
         self.pitch = PitchTracker(2 * PART)
-        self.mel = MelSpectrum(RATE, WINDOW, PART, bands, power=2.0, padding="inner", normalized=True, area=True)
+        self.spectrum = Spectrum(WINDOW, PART, padding="inner", normalized=True)
+        filters = mel_filters(RATE, WINDOW, bands, area=True) * (RATE / WINDOW)  # white noise gives its variance
+        self.register_buffer("filters", filters, persistent=False)
         self.network: SpectralEncoder | None = None
         if layers:
             self.network = SpectralEncoder(bands * parts, width, hidden, layers, self.stride, parts)
@@ -63,7 +67,9 @@ class HarmonicEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             u, voiced = self.pitch(x[:, 0].float())
-            power = self.mel(x.float())[:, 0].transpose(1, 2) * (RATE / WINDOW)  # of white noise: its variance
+            s = self.spectrum(x.float())[:, 0].transpose(1, 2)
+            hertz = torch.where(voiced, LOWEST * (HIGHEST / LOWEST) ** u, PLAIN).repeat_interleave(2, 1)
+            power = smooth(s.real.square() + s.imag.square(), hertz * (WINDOW / RATE)) @ self.filters.T
             bands = ((power + SILENCE).log() - CENTRE) / SPREAD
         pitch = torch.where(voiced, GAP - 1 + (2 - GAP) * u, -torch.ones_like(u))
         frames = x.shape[-1] // self.stride
@@ -164,6 +170,25 @@ class HarmonicDecoder(nn.Module):
         total = _overlap(frames, self.step)[:, cut : cut + length]
         weight = _overlap(self.window.square().expand(1, frames.shape[1], -1), self.step)[:, cut : cut + length]
         return total / weight
+
+
+def smooth(power: Tensor, width: Tensor) -> Tensor:
+    """float32 [B, N, K]: means over `width` [B, N] frequencies around each, broken ones included.
+
+    Over one pitch the ripple of harmonics is gone, which the pitch tells anyway (CheapTrick: Morise 2015).
+    """
+    last = power.shape[-1] - 1
+    # the spectrum goes on mirrored beyond its ends
+    wide = torch.cat([power[..., 1:32].flip(-1), power, power[..., -32:-1].flip(-1)], -1).double()
+    total = F.pad(wide.cumsum(-1), (1, 0))
+    middle = torch.arange(last + 1, device=power.device) + 31.5
+    half = width[..., None].double() / 2
+
+    def until(place: Tensor) -> Tensor:
+        below = place.floor().long().clamp(0, total.shape[-1] - 2)
+        return torch.lerp(total.gather(-1, below), total.gather(-1, below + 1), place - below)
+
+    return ((until(middle + half) - until(middle - half)) / (2 * half)).float()
 
 
 def _check(parts: int) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from mmtok.keep import Prefix
 from mmtok.models.audio.codec import WaveCodec
-from mmtok.models.audio.harmonic import HarmonicDecoder, HarmonicEncoder, pulse_train, read_pitch
+from mmtok.models.audio.harmonic import HarmonicDecoder, HarmonicEncoder, pulse_train, read_pitch, smooth
 from mmtok.models.audio.long import decode_long, encode_long
 from mmtok.nn.spectrum import MelSpectrum
 from mmtok.quantizers.residual import Residual
@@ -64,6 +64,29 @@ def test_pitch_survives_its_code():
     cents = 1200 * (hertz / (60 * 7**u)).log2().abs()
     assert voiced.all() and cents.max() < 15
     assert not read_pitch(Uniform(128).eval()(torch.full((1, 1, 4), -1.0)).z[:, 0])[1].any()
+
+
+def test_smoothing_is_a_mean_over_the_width():
+    power = torch.rand(1, 3, 257, generator=torch.Generator().manual_seed(0))
+    found = smooth(power, torch.tensor([[1.0, 5.0, 4.0]]))
+    torch.testing.assert_close(found[:, 0], power[:, 0], atol=1e-5, rtol=0)
+    windows = power[0].unfold(1, 5, 1)
+    torch.testing.assert_close(found[0, 1, 2:-2], windows[1].mean(1), atol=1e-5, rtol=0)
+    halved = windows[2] * torch.tensor([0.5, 1, 1, 1, 0.5])
+    torch.testing.assert_close(found[0, 2, 2:-2], halved.sum(1) / 4, atol=1e-5, rtol=0)
+    assert smooth(torch.ones(1, 1, 257), torch.tensor([[13.4]])).sub(1).abs().max() < 1e-5  # ends included
+
+
+@torch.no_grad()
+def test_bands_know_nothing_of_the_pitch():
+    """Flat voices 130 and 260 Hz high differ by under 1.5 dB in bands whose harmonics are apart."""
+    encoder = HarmonicEncoder()
+    voices = []
+    for hertz in (130.0, 260.0):
+        pitch = torch.full((1, 100), hertz)
+        x = 0.1 * pulse_train(pitch, pitch > 0, PITCH)
+        voices.append(encoder(x[:, None])[0, 2:, 5:-5].reshape(4, 32, -1)[:, 6:28])
+    assert (voices[0] - voices[1]).abs().mean() * 3 * 10 / math.log(10) < 1.5
 
 
 @torch.no_grad()
