@@ -173,6 +173,8 @@ def test_versions_that_are_installed_are_admitted(declared) -> None:
 def third_party(folder: Path) -> set[str]:
     """Distributions imported by the Python files of a folder, wherever the import stands."""
     ours = {"mmtok", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    if folder.name != "mmtok":  # scripts find the files beside them
+        ours |= {path.stem for path in folder.glob("*.py")}
     found = set()
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
