@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import time
 from importlib import metadata
 from pathlib import Path
@@ -126,6 +127,15 @@ def test_a_stop_inside_validation_does_not_wait_for_its_end_and_logs_no_part_of_
     assert job.checkpoint("run")["global_step"] == 6
     rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
     assert sum(bool(row["loss/l1"]) for row in rows) == 6 and not any(row.get("val/psnr") for row in rows)
+
+
+def test_signals_are_heard_where_the_parent_had_blocked_them(tmp_path, shards):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        main(["fit", "-c", write_config(tmp_path / "c.yaml", config(shards, runs=str(tmp_path), trainer__max_steps=1))])
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_run_says_what_it_was_made_of_and_holds_no_secret(tmp_path, shards, monkeypatch):

@@ -57,6 +57,8 @@ class Checkpoint(stock.Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._request)
+            # a forkserver that started data workers hands blocked signals to whatever it starts later
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
