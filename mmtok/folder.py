@@ -35,11 +35,13 @@ def load_folder(
     config = read_config(folder / CONFIG)
     make, file = parse(config["tokenizer"], modules), folder / WEIGHTS
     shapes = _read_shapes(file)
-    if modules == ("mmtok",):  # classes of others need not know meta tensors
+    if modules == ("mmtok",):
         _check(on_meta(make, len(shapes), file.stat().st_size), shapes, file)
-    tokenizer = make()
+        tokenizer = make()
+    else:  # classes of others need not know meta tensors
+        tokenizer = make()
+        _check(tokenizer, shapes, file)
     state = _read_weights(file)
-    _check(tokenizer, {key: value.shape for key, value in state.items()}, file)
     tables = {key: state.pop(key) for key in list(state) if key.startswith("tables.")}
     wanted = tokenizer.state_dict()
     # half-precision storage is a matter of the file; the model computes in its own dtype

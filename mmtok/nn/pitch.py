@@ -24,6 +24,10 @@ class PitchTracker(nn.Module):
 
     hop         M
     candidates  P, evenly over log frequency
+    unvoiced    correlation that a pitch must reach
+    jump        cost of a step of four candidates from frame to frame
+    switch      cost of a change of voicing; long: of the longest lag
+    quiet       amplitude of white noise, added to the energies, below which nothing is periodic
     """
 
     taps: Tensor
@@ -61,11 +65,7 @@ class PitchTracker(nn.Module):
         size = WINDOW + longest
         left = (size - self.hop) // 2
         frames = F.pad(low, (left, size - self.hop - left)).unfold(1, size, self.hop)
-        points = 1 << (size + WINDOW).bit_length()
-        head = torch.fft.rfft(frames[..., :WINDOW], points)
-        products = torch.fft.irfft(head.conj() * torch.fft.rfft(frames, points), points)[..., : longest + 1]
-        energy = F.pad(frames.square().cumsum(-1), (1, 0))
-        windows = energy[..., WINDOW : WINDOW + longest + 1] - energy[..., : longest + 1]
+        products, windows = correlate(frames, WINDOW, longest)
         floor = WINDOW * self.quiet**2  # in silence nothing correlates
         normal = products / ((windows[..., :1] + floor) * (windows + floor)).sqrt()
         at = self.lags.to(normal).expand(*normal.shape[:2], -1)
@@ -87,3 +87,14 @@ class PitchTracker(nn.Module):
             stopped = torch.maximum(none, pitch.amax(-1, keepdim=True) - self.switch)
             added = torch.cat([kept, stopped], 2)
         return added
+
+
+def correlate(frames: Tensor, window: int, longest: int) -> tuple[Tensor, Tensor]:
+    """(products, energies), each [..., longest + 1], of the first `window` samples of frames [..., n] and of as many at
+    every lag up to `longest` behind: sums of x[t] x[t + lag], by FFT, and of x[t + lag]^2.
+    """
+    points = 1 << (frames.shape[-1] + window).bit_length()
+    head = torch.fft.rfft(frames[..., :window], points)
+    products = torch.fft.irfft(head.conj() * torch.fft.rfft(frames, points), points)[..., : longest + 1]
+    energy = F.pad(frames.square().cumsum(-1), (1, 0))
+    return products, energy[..., window : window + longest + 1] - energy[..., : longest + 1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmtok.metrics.audio.base import Scorer, Unscorable
+from mmtok.nn.pitch import correlate
 
 RATE, HOP, WINDOW = 16000, 160, 640  # 40 ms windows
 LOWEST, HIGHEST = 60.0, 500.0  # Hz
@@ -62,13 +63,8 @@ def yin(wave: Tensor) -> tuple[Tensor, Tensor]:
 
 def _difference(frames: Tensor, longest: int) -> Tensor:
     """[N, longest + 1]: sum over the window of (x[t] - x[t + lag])^2, by FFT."""
-    size = frames.shape[1]
-    points = 1 << (size + WINDOW).bit_length()
-    head = torch.fft.rfft(frames[:, :WINDOW], points)
-    correlation = torch.fft.irfft(head.conj() * torch.fft.rfft(frames, points), points)[:, : longest + 1]
-    energy = torch.nn.functional.pad(frames.square().cumsum(1), (1, 0))
-    windows = energy[:, WINDOW : WINDOW + longest + 1] - energy[:, : longest + 1]
-    return (windows[:, :1] + windows - 2 * correlation).clamp(min=0)
+    products, windows = correlate(frames, WINDOW, longest)
+    return (windows[:, :1] + windows - 2 * products).clamp(min=0)
 
 
 def _vertex(curve: Tensor, at: Tensor) -> Tensor:

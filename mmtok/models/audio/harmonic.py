@@ -23,7 +23,7 @@ from mmtok.nn.pitch import HIGHEST, LOWEST, RATE, PitchTracker
 from mmtok.nn.spectrum import Spectrum, mel_filters
 
 GAP = 0.1  # between the value of an unvoiced frame, -1, and that of the lowest pitch
-PART = 160  # samples of a part; a pitch is measured every second
+PART = 160  # samples of a part; a pitch is measured every second one
 WINDOW = 512  # samples under which energies are measured
 PLAIN = 120.0  # Hz over which spectra without a pitch are smoothed
 CENTRE, SPREAD, SILENCE = -9.0, 3.0, 1e-7  # of log energies: mean, divisor, what is added before the logarithm

@@ -30,14 +30,13 @@ class SpectralEncoder(nn.Module):
     hop          samples a code frame
     split        S
     n_fft        window of the spectrum
-    unit         latents of mean 0 and mean square 1 over their channels: they cannot outgrow their codebooks
     """
 
     channels = 1
 
     def __init__(
         self, dim: int, width: int = 192, hidden: int = 576, layers: int = 5, hop: int = 320, split: int = 2,
-        n_fft: int = 640, unit: bool = False,
+        n_fft: int = 640,
     ) -> None:
         super().__init__()
         _check(hop, split)
@@ -48,7 +47,6 @@ class SpectralEncoder(nn.Module):
         self.blocks = nn.ModuleList(FrameBlock(width, hidden, 1 / layers) for _ in range(layers))
         self.final = nn.LayerNorm(width)
         self.out = nn.Linear(width, dim)
-        self.unit = unit
 
     @property
     def reach(self) -> int:
@@ -61,8 +59,7 @@ class SpectralEncoder(nn.Module):
         y = self.norm(self.embed(features))
         for block in self.blocks:
             y = block(y)
-        z = self.out(self.final(y))
-        return (F.layer_norm(z.float(), z.shape[-1:]) if self.unit else z).transpose(1, 2)
+        return self.out(self.final(y)).transpose(1, 2)
 
     def _features(self, x: Tensor) -> Tensor:
         """[B, F, S * 3 * frequencies]: log magnitude, and the spectrum with magnitudes to the power 0.3."""
