@@ -17,8 +17,8 @@ class StridedResidual(Quantizer):
     """Each level averages the residual over its stride, quantizes, repeats and subtracts (SNAC, arXiv 2410.14411).
 
     z [B, D, T], T a multiple of every stride -> one grid int64 [B, K, T / stride] a level, coarse first. `keep` masks
-    what is added; residuals still use every level, so codes do not depend on what is dropped. Losses are means over
-    levels; statistics carry the level as a suffix. Values are subtracted with their gradient, as SNAC was trained.
+    what is added and subtracted, losses and statistics. Losses are means over levels; statistics carry the level as a
+    suffix. Values are subtracted with their gradient, as SNAC was trained.
 
     quantizers  one a level, each with a single grid
     strides     frames that share a code, one a level
@@ -52,16 +52,14 @@ class StridedResidual(Quantizer):
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         for index, (level, stride) in enumerate(zip(self.levels, self.strides, strict=True)):
-            out = level(rest.unflatten(-1, (-1, stride)).mean(-1) if stride > 1 else rest)
-            value = out.z.repeat_interleave(stride, -1)
-            rest = rest - value
-            grid, sent = out.grids[0], value
+            own = rest.unflatten(-1, (-1, stride)).mean(-1) if stride > 1 else rest
+            part = None
             if keep is not None:
-                mask = keep[index].expand_as(grid)
-                grid = grid * mask
-                sent = value.masked_fill(~mask.any(1, keepdim=True).repeat_interleave(stride, -1), 0)
-            total = total + sent
-            grids.append(grid)
+                part = (keep[index].expand(z.shape[0], len(self.codebook_sizes[index]), own.shape[-1]),)
+            out = level(own, part)
+            value = out.z.repeat_interleave(stride, -1)
+            rest, total = rest - value, total + value
+            grids.append(out.grids[0])
             for name, loss in out.losses.items():
                 losses[name] = losses.get(name, torch.zeros_like(loss)) + loss / len(self.strides)
             stats |= {f"{name}_{index}": found for name, found in out.stats.items()}

@@ -116,6 +116,26 @@ class WaveCodec(Tokenizer):
         """[B, D, F] -> [B, C, about F * hop]."""
         return self.decoder(z)
 
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def code(self, batch: Batch) -> tuple[Quantized, Tokens]:
+        """See `Tokenizer.code`. Frames behind the end of a clip enter neither losses nor codebook statistics, the
+        decoder sees zeros there, and the tokens do not keep them: such tokens are for training, not for a file."""
+        if batch.lengths is None or bool((batch.lengths == batch.x.shape[-1]).all()):
+            return super().code(batch)
+        z = self.latents_of(batch)
+        shapes = self.quantizer.shapes(tuple(z.shape[2:]))
+        if self.training and self.tail is not None:
+            keep, coding = self.tail.sample(shapes, z.shape[0], z.device), self.tail.coding
+        else:
+            keep, coding = self.keep_for(z)
+        inside = self._starts(batch.x.shape[-1], z.shape[-1]).to(z.device) < batch.lengths.to(z.device)[:, None]
+        # a coarse code of a hierarchical quantizer counts when its first frame does
+        strides = [z.shape[-1] // shape[-1] for shape in shapes]
+        heard = tuple(mask & inside[:, None, ::stride] for mask, stride in zip(keep, strides, strict=True))
+        quantized = self.quantize(z, heard)
+        return quantized, self.tokens(quantized, heard, coding, batch)
+
     # ---- streaming ------------------------------------------------------------------------------------------------
 
     def stream_state(self, batch: int = 1, num_quantizers: int | None = None) -> CodecStream:
@@ -161,6 +181,10 @@ class WaveCodec(Tokenizer):
         return x, replace(state, decoder=stream, told=told, played=state.played + x.shape[-1])
 
     # ---- checks and sizes -----------------------------------------------------------------------------------------
+
+    def _starts(self, samples: int, frames: int) -> Tensor:
+        """int64 [F]: the sample at which each frame of a clip begins."""
+        return torch.arange(frames) * self.hop
 
     def _to_model(self, x: Tensor) -> Tensor:
         if self.end == "layers":

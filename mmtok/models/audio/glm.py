@@ -44,17 +44,10 @@ class GLMTokenizer(WaveCodec):
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Reconstruction:
         """Losses of the quantizer and `heads["text"]`; no sound. Padding is kept out of the codebook."""
-        z = self.latents_of(batch)
-        keep, coding = self.keep_for(z)
-        rows = keep
-        if batch.lengths is not None:
-            frames = -(-batch.lengths // self.hop)
-            rows = (keep[0] & (torch.arange(z.shape[-1], device=z.device) < frames.to(z.device)[:, None, None]),)
-        quantized = self.quantizer(z, rows)
+        quantized, tokens = self.code(self._rated(batch))
         heads = {}
         if self.text is not None:
             heads["text"] = self.text(quantized.z.transpose(1, 2)).unflatten(-1, (self.text_steps, -1)).flatten(1, 2)
-        tokens = self.tokens(quantized, keep, coding, self._rated(batch))
         return Reconstruction(None, tokens, quantized.losses, heads, quantized.stats)
 
 

@@ -84,6 +84,9 @@ class SegmentedCodec(WaveCodec):
         end = max(1, length - (self.segment - self.step)) if self.skip_short else length
         return [(at, min(self.segment, length - at)) for at in range(0, end, self.step)]
 
+    def _starts(self, samples: int, frames: int) -> Tensor:
+        return torch.cat([at + torch.arange(self._frames(n)) * self.hop for at, n in self._segments(samples)])
+
     def _frames(self, samples: int) -> int:
         return -(-samples // self.hop)
 

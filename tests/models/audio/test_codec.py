@@ -1,5 +1,7 @@
 """Waveform codecs: user mistakes, lengths, depth drop, gradients, what a stream remembers."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from mmtok.models.audio.codec import WaveCodec
 from mmtok.models.audio.segmented import GROUP, SegmentedCodec
 from mmtok.nn.seanet import SEANetDecoder, SEANetEncoder
 from mmtok.quantizers.residual import Residual
+from mmtok.quantizers.strided import StridedResidual
 from mmtok.quantizers.vq import VQ
 from mmtok.taildrop import ChoiceTail, PartialTail, UniformTail
 from mmtok.types import Batch
@@ -79,6 +82,38 @@ def test_codes_of_a_padded_batch_are_those_of_each_clip(codec):
     for row, clip in zip(together, clips, strict=True):
         alone = codec.encode(clip).codes[0]
         assert torch.equal(row[:, : alone.shape[-1]], alone)
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["residual", "levels"])
+def test_what_stands_behind_a_clip_teaches_nothing(codec, levels):
+    """Losses, codebooks and usage of a padded batch are those of the true frames, whatever the padding holds."""
+    if levels:
+        books = [VQ(6, 16, ema_decay=0.9, revival=0.0) for _ in range(2)]
+        codec.quantizer, codec.tail, codec.end = StridedResidual(books, [2, 1]), None, "zeros"
+    learned = []
+    for fill in (0.0, 3.0):
+        model = copy.deepcopy(codec).train()
+        x = torch.randn(2, 1, 200, generator=torch.Generator().manual_seed(0))
+        x[1, :, 80:] = fill
+        x.requires_grad_()
+        lengths = torch.tensor([200, 80])
+        torch.manual_seed(1)
+        quantized, tokens = model.code(Batch(x, ("a", "b"), lengths[:, None], lengths=lengths))
+        quantized.losses["commit"].backward()
+        assert x.grad[1, :, :80].any() and not x.grad[1, :, 80:].any() and not quantized.z[1, :, 8:].any()
+        found = [quantized.losses["commit"].detach(), *quantized.stats.values(), tokens.num_sent]
+        learned.append(found + list(model.quantizer.buffers()))
+    for a, b in zip(*learned, strict=True):
+        torch.testing.assert_close(a, b)
+    counts = model.quantizer.levels[0].ema_counts if levels else model.quantizer.at(0).ema_counts
+    assert float(counts.sum()) == pytest.approx(0.9 * 16 + 0.1 * (10 + 4 if levels else 20 + 8), rel=1e-5)
+
+
+@torch.no_grad()
+def test_frames_of_segments_behind_a_clip_are_not_counted(segmented):
+    lengths = torch.tensor([400, 270])  # segments begin at 0, 90, 180, 270, 360; the last has 40 samples
+    _, tokens = segmented.train().code(Batch(torch.randn(2, 2, 400), ("a", "b"), lengths[:, None], lengths=lengths))
+    assert tokens.num_sent.tolist() == [4 * 44, 4 * 29]
 
 
 @torch.no_grad()
