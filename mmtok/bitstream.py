@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtok.coder import Message, PackedReader, RangeReader, write_packed, write_range
+from mmtok.code_tables import CodeTables
+from mmtok.coder import Message, PackedReader, Prepared, RangeReader, write_packed, write_range
 from mmtok.tokenizer import Tokenizer
 from mmtok.types import Side, Tokens
 
@@ -120,9 +121,13 @@ def _message(tokens: Tokens) -> Message:
             message.append((side.values[0].flatten().numpy(), side.levels))
     for index, (grid, mask, sizes) in enumerate(zip(tokens.grids, tokens.keep, tokens.codebook_sizes, strict=True)):
         mask = mask.expand_as(grid)
+        joint = _Joint(tokens.tables, index, sizes)
+        if joint.books:
+            message.append(joint.message(grid, mask))
         for k, size in enumerate(sizes):
-            table = None if tokens.tables is None else tokens.tables[index][k][:size].numpy()
-            message.append((grid[0, k][mask[0, k]].numpy(), size if table is None else table))
+            if k not in joint.books:
+                table = None if tokens.tables is None else tokens.tables.plain[index][k][:size].numpy()
+                message.append((grid[0, k][mask[0, k]].numpy(), size if table is None else table))
     return message
 
 
@@ -146,14 +151,75 @@ def _read(
     for index, (grid_shape, mask, sizes) in enumerate(zip(shapes, keep, books, strict=True)):
         grid = torch.zeros(1, *grid_shape, dtype=torch.int64)
         mask = mask.expand_as(grid)
+        joint = _Joint(tokenizer.tables, index, sizes)
+        if joint.books:
+            joint.read(reader, grid, mask)
         for k, alphabet in enumerate(sizes):
-            table = None if tokenizer.tables is None else tokenizer.tables[index][k][:alphabet].numpy()
-            codes = reader.read(int(mask[0, k].sum()), alphabet if table is None else table)
-            grid[0, k][mask[0, k]] = torch.from_numpy(codes)
+            if k not in joint.books:
+                table = None if tokenizer.tables is None else tokenizer.tables.plain[index][k][:alphabet].numpy()
+                codes = reader.read(int(mask[0, k].sum()), alphabet if table is None else table)
+                grid[0, k][mask[0, k]] = torch.from_numpy(codes)
         grids.append(grid)
     reader.finish()
     sized = torch.tensor([size], dtype=torch.int64)
     return Tokens(tuple(grids), keep, books, sized, rate, side, coding, made_by, tokenizer.tables).validate()
+
+
+class _Joint:
+    """The codebooks of a grid that are written position by position, since one looks at another."""
+
+    def __init__(self, tables: CodeTables | None, index: int, sizes: tuple[int, ...]) -> None:
+        self.books = [] if tables is None else tables.joint(index)
+        self.contexts = [None if tables is None else tables.of(index, k) for k in self.books]
+        self.plain = [None if tables is None else tables.plain[index][k, : sizes[k]] for k in self.books]
+        self._ready: dict[tuple[int, int], Prepared] = {}
+
+    def alphabet(self, at: int, row: int) -> Prepared:
+        """Weights of books[at]: those of a row of its context, if it has one."""
+        if (at, row) not in self._ready:
+            context = self.contexts[at]
+            weights = self.plain[at] if context is None else context.weights[row]
+            self._ready[at, row] = Prepared(weights.numpy())  # type: ignore[union-attr]
+        return self._ready[at, row]
+
+    def message(self, grid: Tensor, mask: Tensor) -> tuple[np.ndarray, list[Prepared]]:
+        """Symbols of [1, K, *S] and an alphabet each."""
+        zeros = torch.zeros_like(grid[0, 0])
+        rows = torch.stack([zeros if c is None else c.rows(grid, mask)[0] for c in self.contexts], -1)
+        books = torch.tensor(self.books)
+        sent = mask[0, books].movedim(0, -1)
+        which = torch.arange(len(books)).expand(sent.shape)[sent]
+        alphabets = [self.alphabet(*pair) for pair in zip(which.tolist(), rows[sent].tolist(), strict=True)]
+        return grid[0, books].movedim(0, -1)[sent].numpy(), alphabets
+
+    def read(self, reader: RangeReader | PackedReader, grid: Tensor, mask: Tensor) -> None:
+        """Fills the codes that `message` wrote into grid [1, K, *S]."""
+        codes = grid[0].flatten(1).numpy()  # a view
+        sent = mask[0].flatten(1).numpy()
+        places = np.arange(codes.shape[1]).reshape(grid.shape[2:])
+        looks = {
+            k: (c.source, _before(places, c.axis).ravel(), c.classes.numpy(), len(c.weights) - 1)
+            for k, c in zip(self.books, self.contexts, strict=True) if c is not None
+        }  # fmt: skip
+        for place in range(codes.shape[1]):
+            for at, k in enumerate(self.books):
+                if not sent[k, place]:
+                    continue
+                row = 0
+                if k in looks:
+                    source, before, classes, none = looks[k]
+                    there = before[place]
+                    row = int(classes[codes[source, there]]) if there >= 0 and sent[source, there] else none
+                codes[k, place] = reader.read_one(self.alphabet(at, row))
+
+
+def _before(places: np.ndarray, axis: int | None) -> np.ndarray:
+    """The place one before along an axis, -1 at the border; the place itself for None."""
+    if axis is None:
+        return places
+    before = np.roll(places, 1, axis)
+    np.moveaxis(before, axis, 0)[0] = -1
+    return before
 
 
 def _varint(value: int) -> bytes:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmtok.bounds import on_meta
 from mmtok.build import Config, parse
+from mmtok.code_tables import CodeTables, is_table
 from mmtok.quantizers.base import Quantizer
 from mmtok.tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ def load_folder(
         tokenizer = make()
         _check(tokenizer, shapes, file)
     state = _read_weights(file)
-    tables = {key: state.pop(key) for key in list(state) if key.startswith("tables.")}
+    tables = {key: state.pop(key) for key in list(state) if is_table(key)}
     wanted = tokenizer.state_dict()
     # half-precision storage is a matter of the file; the model computes in its own dtype
     optional = _training_state(tokenizer)
@@ -53,7 +54,10 @@ def load_folder(
     for quantizer in {optional[key] for key in absent}:
         quantizer.restart_training_state()
     if tables:
-        tokenizer.tables = tuple(tables[f"tables.{i}"] for i in range(len(tables)))
+        try:
+            tokenizer.tables = CodeTables.from_state(tables, tokenizer.quantizer.codebook_sizes)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
     tokenizer.tokenizer_id = config["tokenizer_id"]
     return tokenizer.to(device).eval()
 
@@ -86,7 +90,7 @@ def save(
     if not _is_id_of(tokenizer.tokenizer_id, state, _training_state(tokenizer)):
         tokenizer.tokenizer_id = fingerprint(state)
     if tokenizer.tables is not None:
-        state |= {f"tables.{i}": table.to("cpu", torch.int32) for i, table in enumerate(tokenizer.tables)}
+        state |= tokenizer.tables.state()
     # clones: safetensors refuses tensors that share memory
     _replace(folder / WEIGHTS, lambda path: save_file({key: value.clone() for key, value in state.items()}, path))
     text = yaml.safe_dump(
@@ -125,7 +129,7 @@ def fingerprint(state: dict[str, Tensor]) -> str:
 def _check(tokenizer: Tokenizer, shapes: Mapping[str, Sequence[int]], file: Path) -> None:
     """ValueError unless the tensors of the file are those of the tokenizer."""
     wanted = {key: value.shape for key, value in tokenizer.state_dict().items()}
-    found = {key: shape for key, shape in shapes.items() if not key.startswith("tables.")}
+    found = {key: shape for key, shape in shapes.items() if not is_table(key)}
     missing = sorted(set(wanted) - set(found) - set(_training_state(tokenizer)))
     unknown = sorted(set(found) - set(wanted))
     if missing or unknown:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.code_tables import CodeTables
 from mmtok.keep import Full, KeepCoding, Prefix, Shapes, full_keep
 from mmtok.quantizers.base import Quantizer
 from mmtok.taildrop import Length, TailDrop
@@ -51,7 +52,7 @@ class Tokenizer(nn.Module):
         self.size = tuple(size)
         self.unit_range = unit_range
         self.tokenizer_id = ""
-        self.tables: tuple[Tensor, ...] | None = None  # entropy-coding tables, see mmtok.bitstream
+        self.tables: CodeTables | None = None  # entropy-coding tables, see mmtok.bitstream
         self.config: dict[str, Any] | None = None  # resolved config it was built from, see mmtok.hub
 
     # ---- use ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mmtok.code_tables import CodeTables
 from mmtok.keep import Full, KeepCoding, Shapes, coding_bits
 
 PAD = -1  # what `Tokens.flat` puts where nothing was sent
@@ -87,7 +88,7 @@ class Tokens:
     rate            float64 [B], Hz or frames per second; None for images
     side            named side information, counted in `bits`
     coding          how `keep` is written (see `mmtok.keep`)
-    tables          integer code tables for entropy coding, [K_i, V] per grid, or None (see `mmtok.bitstream`)
+    tables          integer weights for entropy coding, or None (see `mmtok.bitstream`)
     tokenizer_id    hex digest of the weights that made the codes; "" when unsaved
     """
 
@@ -99,7 +100,7 @@ class Tokens:
     side: dict[str, Side] = field(default_factory=dict)
     coding: KeepCoding = field(default_factory=Full)
     tokenizer_id: str = ""
-    tables: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
+    tables: CodeTables | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.grids) == len(self.keep) == len(self.codebook_sizes):

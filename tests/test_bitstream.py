@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmtok import Batch, load_tokens, save_tokens
 from mmtok.bitstream import pack, unpack
+from mmtok.code_tables import CodeTables
 from mmtok.coder import PackedReader, RangeReader, fit_table, table_bits, write_packed, write_range
 from mmtok.hub import build, save
 
@@ -67,7 +68,7 @@ def test_range_coder_is_within_a_byte_of_the_ideal() -> None:
 def test_packing_is_used_when_it_is_smaller(model, tokens) -> None:
     skewed = tuple(torch.tensor([[1 << 18] + [1] * 15], dtype=torch.int32) for _ in range(1))
     rare = tuple(torch.full_like(g, 9) * m for g, m in zip(tokens.grids, tokens.keep, strict=True))
-    item = replace(tokens, grids=rare, tables=skewed)
+    item = replace(tokens, grids=rare, tables=CodeTables(skewed))
     assert len(pack(item)) == len(pack(replace(item, tables=None)))
     common = replace(item, grids=tuple(g * 0 for g in rare))
     assert len(pack(common)) < len(pack(item)) - 10

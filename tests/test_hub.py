@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mmtok import Batch, load
+from mmtok.code_tables import CodeTables
 from mmtok.hub import build, fingerprint, save
 
 TRUST = ("mmtok", "toys")
@@ -51,11 +52,11 @@ def test_half_precision_files_make_the_codes_of_what_was_saved(tmp_path) -> None
 
 def test_entropy_tables_travel_with_the_weights(tmp_path) -> None:
     model = build(CONFIG, TRUST).eval()
-    model.tables = (torch.arange(1, 17, dtype=torch.int32)[None],)
+    model.tables = CodeTables((torch.arange(1, 17, dtype=torch.int32)[None],))
     again = load(save(model, tmp_path / "model"), modules=TRUST)
-    assert torch.equal(again.tables[0], model.tables[0])
+    assert torch.equal(again.tables.plain[0], model.tables.plain[0])
     x = torch.rand(1, 3, 8, 8)
-    assert torch.equal(again.encode(x).tables[0], model.tables[0])
+    assert torch.equal(again.encode(x).tables.plain[0], model.tables.plain[0])
 
 
 def test_files_for_use_leave_out_what_only_training_reads(tmp_path) -> None:

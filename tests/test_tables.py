@@ -32,7 +32,7 @@ def test_files_shrink_to_the_entropy_of_the_codes() -> None:
     assert seen == 4 * 64 * 32 and tokenizer.training
     held_out = tokenizer.eval().encode(media(9))
     sizes = [len(pack(held_out[i])) for i in range(64)]
-    ideal = float(table_bits(tokenizer.tables[0][0])[held_out.codes].sum()) / 8
+    ideal = float(table_bits(tokenizer.tables.plain[0][0])[held_out.codes].sum()) / 8
     overhead = 64 * (14 + 5 / 8)  # header, and the length of the prefix
     assert sum(sizes) < 0.85 * before
     assert abs(sum(sizes) - ideal - overhead) < 64
@@ -44,10 +44,10 @@ def test_codes_that_training_never_saw_can_still_be_sent() -> None:
     tokenizer = model()
     fit_tables(tokenizer, [Batch.of(media(0))])
     tokens = tokenizer.eval().encode(media(1, 1))
-    rare = int(tokenizer.tables[0][0].argmin())
+    rare = int(tokenizer.tables.plain[0][0].argmin())
     tokens.grids[0].fill_(rare)
     assert torch.equal(unpack(pack(tokens), tokenizer).codes, tokens.codes)
-    assert (tokenizer.tables[0] > 0).all()
+    assert (tokenizer.tables.plain[0] > 0).all()
 
 
 def test_no_batches_leave_no_tables() -> None:

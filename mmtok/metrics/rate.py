@@ -93,9 +93,5 @@ def entropy_bits(tokens: Tokens) -> Tensor:
         raise ValueError("entropy_bits: the tokens carry no code tables")
     total = torch.zeros(len(tokens), dtype=torch.float64)
     for index, (grid, mask, sizes) in enumerate(zip(tokens.grids, tokens.keep, tokens.codebook_sizes, strict=True)):
-        mask = mask.expand_as(grid)
-        for k, size in enumerate(sizes):
-            table = tokens.tables[index][k][:size].double()
-            cost = -(table / table.sum()).log2()
-            total += (cost[grid[:, k]] * mask[:, k]).flatten(1).sum(1)
+        total += tokens.tables.bits(index, grid, mask.expand_as(grid), sizes)
     return total

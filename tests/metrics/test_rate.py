@@ -19,7 +19,7 @@ def test_prices_of_one_item_by_hand(tokens):
     assert values["tokens"] == 2 * length
     assert values["bits_side"] == pytest.approx(3)  # one of 8 lengths
     assert values["bits_nominal"] == pytest.approx(3 + 2 * length * math.log2(20))
-    table = one.tables[0].double()
+    table = one.tables.plain[0].double()
     cost = sum(-math.log2(float(table[k, one.codes[0, k, i]]) / (1 << 24)) for k in range(2) for i in range(length))
     assert values["bits_entropy"] == pytest.approx(3 + cost)
     assert values["bytes_file"] == int(size) == len(pack(one))

@@ -130,7 +130,7 @@ def test_a_run_leaves_what_a_user_needs(trained):
     # two images a row; rows: input, 2 codes, 8 codes, all
     assert Image.open(run / "media/step_000000003.png").size == (2 * 32, 4 * 32)
     tokenizer = mmtok.load(run / "tokenizer")
-    assert tokenizer.tables is not None and int(tokenizer.tables[0].min()) > 0  # fitted on training data
+    assert tokenizer.tables is not None and int(tokenizer.tables.plain[0].min()) > 0  # fitted on training data
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     for name, average in saved["ema"]["averages"].items():
         assert torch.equal(tokenizer.state_dict()[name], average)
