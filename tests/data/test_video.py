@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import struct
 import tarfile
@@ -68,16 +69,21 @@ def test_frames_come_upright(turn, corner):
     assert [at for at, red in reds.items() if red] == [corner]
 
 
-def test_what_cannot_be_used_says_why(tmp_path):
-    good, moov_first = clip(), tmp_path / "first.mp4"
+def moov_first(folder):
+    """An mp4 whose header comes first, so that it opens when the end is missing."""
     with av.open(io.BytesIO(clip(frames=60))) as source, av.open(
-        str(moov_first), "w", format="mp4", options={"movflags": "faststart"}
+        str(folder / "first.mp4"), "w", format="mp4", options={"movflags": "faststart"}
     ) as target:
         track = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
                 packet.stream = track
                 target.mux(packet)
+    return (folder / "first.mp4").read_bytes()
+
+
+def voice_only():
+    """An mp4 without pictures."""
     sound = io.BytesIO()
     with av.open(sound, "w", format="mp4") as container:
         voice = container.add_stream("aac", rate=16000, layout="mono")
@@ -85,12 +91,20 @@ def test_what_cannot_be_used_says_why(tmp_path):
         block.sample_rate = 16000
         container.mux(voice.encode(block))
         container.mux(voice.encode(None))
-    picture = clip("gif", "gif")
-    # size of the logical screen: FFmpeg itself refuses the second
-    giant, absurd = (picture[:6] + struct.pack("<HH", side, side) + picture[10:] for side in (6000, 65535))
+    return sound.getvalue()
+
+
+def with_screen(picture, side):
+    """A gif whose header claims another size of its logical screen."""
+    return picture[:6] + struct.pack("<HH", side, side) + picture[10:]
+
+
+def test_what_cannot_be_used_says_why(tmp_path):
+    good, moov, picture = clip(), moov_first(tmp_path), clip("gif", "gif")
     cases = {
-        "empty": b"", "unsupported": b"no video at all" * 99, "no_video": sound.getvalue(), "too_large": giant,
-        "corrupt": absurd, "truncated": moov_first.read_bytes()[: -moov_first.stat().st_size // 3],
+        "empty": b"", "unsupported": b"no video at all" * 99, "no_video": voice_only(),
+        "too_large": with_screen(picture, 6000), "truncated": moov[: -len(moov) // 3],
+        "corrupt": with_screen(picture, 65535),  # FFmpeg itself refuses it
     }  # fmt: skip
     for reason, data in cases.items():
         with pytest.raises(BadSample) as found:
@@ -150,6 +164,47 @@ def test_shards_keep_bytes_and_sound_and_are_checked(shards):
     assert not report.bad and not report.problems and report.histogram == {1: 9}
     with tarfile.open(next(p for p in sorted(shards.glob("*.tar")) if b"v0.mp4" in p.read_bytes())) as tar:
         assert EncodedVideo(tar.extractfile("v0.mp4").read()).sound
+
+
+def test_odd_files_are_delivered_and_bad_ones_are_counted(tmp_path, caplog):
+    """From check over training and evaluation: nothing stops, nothing bad gets in, every reason is named."""
+    moov, sound, giant = moov_first(tmp_path), voice_only(), with_screen(clip("gif", "gif"), 6000)
+    good = {
+        "one": clip(frames=1), "turned": clip(turn=90), "uneven": clip(times=[int(10 * i**1.5) for i in range(20)]),
+        "wide": clip(size=(16, 96)),
+    }  # fmt: skip
+    bad = {"cut": moov[: -len(moov) // 3], "giant": giant, "none": b"", "text": b"not a video" * 99, "voice": sound}
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for key, data in sorted({**good, **bad}.items()):
+            info = tarfile.TarInfo(f"{key}.{'gif' if key == 'giant' else 'mp4'}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    reasons = {"cut": "truncated", "giant": "too_large", "none": "empty", "text": "unsupported", "voice": "no_video"}
+    report = check_shards(folder, progress=False)
+    named = {key: reason.split(":")[0] for _, key, reason in report.bad}
+    assert named == {key: reason for key, reason in reasons.items() if key != "giant"}  # a GIF is checked as an image
+
+    options = {"frames": 5, "fps": 10.0, "image_size": 16, "num_workers": 0, "max_bad_fraction": 0.9}
+    loader = VideoData(str(folder), batch_size=2, **options).train_loader(0, 1)
+    found = list(itertools.islice(itertools.chain.from_iterable(iter(loader) for _ in range(9)), 6))
+    assert {key for batch in found for key in batch.keys} == set(good)
+    assert all(batch.x.shape == (2, 3, 5, 16, 16) for batch in found)
+    assert set(loader.counter.reasons) == set(reasons.values())
+    assert all(f"skipped {key} " in caplog.text for key in bad)
+    evaluation = VideoData(str(folder), eval_batch_size=3, **options).eval_loader("data.val", str(folder), 0, 1)
+    held = {key: x for batch in evaluation for key, x in zip(batch.keys, batch.x, strict=True)}
+    assert set(held) == set(good) and evaluation.bad == dict.fromkeys(reasons.values(), 1)
+    assert torch.equal(held["one"], held["one"][:, :1].expand(-1, 5, -1, -1))
+
+    strict = VideoData(str(folder), batch_size=2, short="skip", **options).train_loader(0, 1)
+    found = list(itertools.islice(itertools.chain.from_iterable(iter(strict) for _ in range(9)), 6))
+    assert {key for batch in found for key in batch.keys} == set(good) - {"one"}
+    assert "too_short" in strict.counter.reasons
+    with pytest.raises(ValueError, match="data.train: .*data.max_bad_fraction=0.1"):
+        stopped = VideoData(str(folder), batch_size=2, **(options | {"max_bad_fraction": 0.1})).train_loader(0, 1)
+        list(itertools.islice(itertools.chain.from_iterable(iter(stopped) for _ in range(40)), 80))
 
 
 def batches(shards, steps, workers=0, rank=0, world=1, batch=4, start=None):
