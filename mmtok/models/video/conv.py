@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.keep import BlockDepth, full_keep
+from mmtok.models.video.depths import choose_depths
+from mmtok.models.video.lengths import Target, read_target
 from mmtok.nn.conv3d import PointConv3d
 from mmtok.nn.stream import Causal, Stream
 from mmtok.quantizers.base import Quantizer
-from mmtok.taildrop import TailDrop
+from mmtok.taildrop import Length, TailDrop
 from mmtok.tokenizer import Tokenizer
 from mmtok.types import Batch, Quantized, Spec, Tokens
 
@@ -88,6 +91,29 @@ class ConvVideoTokenizer(Tokenizer):
         self.post_quant_conv: nn.Module = PointConv3d(quantizer.dim, widths[1]) if quant_conv else nn.Identity()
 
     # ---- whole videos -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self, x: Tensor | Batch, *, num_tokens: Length | None = None, num_quantizers: int | None = None,
+        target: Target | float | str | None = None,
+    ) -> Tokens:
+        """As `Tokenizer.encode`; `num_tokens` an int, one a block, or int64 [B, t]. With residual depth per block
+        (`BlockDepth`) also `target`: "32dB", "0.02bpp", `PSNR` or `BPP` of `mmtok.models.video.lengths`. Depths are
+        measured: the encoder runs once, the decoder at every depth of every block."""
+        if target is None:
+            return super().encode(x, num_tokens=num_tokens, num_quantizers=num_quantizers)  # type: ignore[arg-type]
+        if num_tokens is not None:
+            raise ValueError("encode: num_tokens and target both set the length; give one")
+        if self.tail is None or not isinstance(self.tail.coding, BlockDepth):
+            raise ValueError("encode(target=...): this model has no residual depth per block to choose")
+        batch = x if isinstance(x, Batch) else Batch.of(x)
+        self._check_media(batch.x)
+        z = self.latents(batch.x)
+        keep = full_keep(self.quantizer.shapes(tuple(z.shape[2:])), len(z), z.device)
+        quantized, coding = self.quantize(z, keep), self.tail.coding
+        full = self.tokens(quantized, keep, coding, batch)
+        depths = choose_depths(self, batch.x, full, read_target(target), self.tail.min_length)
+        return self.tokens(quantized, self.keep_for(z, depths)[0], coding, batch)
 
     def latents(self, x: Tensor) -> Tensor:
         """z [B, D, t, h, w] before the quantizer, for x [B, 3, T, H, W] in [-1, 1]."""

@@ -74,7 +74,7 @@ class BlockPolicy:
     level: Tensor | None = field(default=None)
     pace: float = 0.2
 
-    def choose(self, quality: Tensor, frames: int | None = None) -> tuple[Tensor, BlockPolicy]:
+    def choose(self, quality: Tensor, frames: float | None = None) -> tuple[Tensor, BlockPolicy]:
         """quality [B, n] of each candidate, higher is better -> int64 [B] lengths, policy for the next block.
 
         frames  of the last block, where the video ends inside it: it earns less, and sends at least `least`

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mmtok.models.video.conv import ConvVideoTokenizer
+from mmtok.models.video.lengths import Target
 from mmtok.nn.stream import Causal, Stream
 from mmtok.nn.vivit import SpatialTransformer, TemporalTransformer
 from mmtok.quantizers.base import Quantizer
-from mmtok.taildrop import TailDrop
+from mmtok.taildrop import Length, TailDrop
 from mmtok.types import Batch, Reconstruction, Tokens
 
 
@@ -44,10 +45,10 @@ class ViViTTokenizer(ConvVideoTokenizer):
 
     @torch.no_grad()
     def encode(
-        self, x: Tensor | Batch, *, num_tokens: int | None = None, num_quantizers: int | None = None,
-        target: float | None = None,
+        self, x: Tensor | Batch, *, num_tokens: Length | None = None, num_quantizers: int | None = None,
+        target: Target | float | str | None = None,
     ) -> Tokens:
-        """As `Tokenizer.encode`; images [B, 3, H, W] become videos of one frame."""
+        """As `ConvVideoTokenizer.encode`; images [B, 3, H, W] become videos of one frame."""
         batch = x if isinstance(x, Batch) else Batch.of(x)
         batch = as_video(batch)
         return super().encode(batch, num_tokens=num_tokens, num_quantizers=num_quantizers, target=target)

@@ -1,10 +1,14 @@
 """Residual depth per block of frames: what a short overfit must teach, for every block alone and for all together."""
 
+import math
+
+import pytest
 import torch
 
+from mmtok.bitstream import pack, unpack
 from mmtok.keep import BlockDepth
 from mmtok.models.video.conv import ConvVideoTokenizer
-from mmtok.models.video.lengths import psnr
+from mmtok.models.video.lengths import BPP, psnr
 from mmtok.nn.conv_video import ConvDecoder3d, ConvEncoder3d
 from mmtok.nn.thumbnail3d import ThumbnailDecoder3d, ThumbnailEncoder3d
 from mmtok.nn.video_parts import LightParts
@@ -36,11 +40,16 @@ def overfitted(clips, steps):
     return tok.eval()
 
 
-def test_longer_prefixes_are_better_after_a_short_overfit():
-    """Codes of three bits and blocks of many colours: one code cannot tell them apart, so each must add something."""
+@pytest.fixture(scope="module")
+def trained():
+    """(clips, tokenizer). Codes of three bits and blocks of many colours: one code cannot tell them apart."""
     coarse = torch.rand(12, 3, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     clips = torch.nn.functional.interpolate(coarse, (9, 16, 16), mode="nearest")
-    tok = overfitted(clips, 60)
+    return clips, overfitted(clips, 60)
+
+
+def test_longer_prefixes_are_better_after_a_short_overfit(trained):
+    clips, tok = trained
 
     def quality(lengths, first=0, last=9):
         decoded = tok.decode(tok.encode(clips, num_tokens=lengths))
@@ -53,3 +62,66 @@ def test_longer_prefixes_are_better_after_a_short_overfit():
     for curve in curves:
         assert all(b >= a - 0.05 for a, b in zip(curve, curve[1:], strict=False)), curves
         assert curve[-1] > curve[0] + 1, curves
+
+
+def by_block(clips, tok, tokens):
+    """dB [B, blocks] of what was decoded."""
+    decoded = tok.decode(tokens)
+    return torch.stack([psnr(clips[:, :, a:b], decoded[:, :, a:b]) for a, b in BLOCKS], 1)
+
+
+def depths(tokens):
+    """int64 [B, blocks]: codes of each block."""
+    return tokens.keep[0].expand_as(tokens.codes)[:, :, :, 0, 0].sum(1)
+
+
+def test_a_quality_is_met_by_the_shortest_depth_of_every_block(trained):
+    clips, tok = trained
+    for level in (14.0, 17.0, 99.0):
+        tokens = tok.encode(clips, target=f"{level}dB")
+        chosen, found = depths(tokens), by_block(clips, tok, tokens)
+        assert bool(((found >= level - 1e-3) | (chosen == DEPTH)).all())
+        for block in range(3):  # one code less would not do
+            shorter = chosen.clone()
+            shorter[:, block] = (shorter[:, block] - 1).clamp(min=1)
+            less = by_block(clips, tok, tok.encode(clips, num_tokens=shorter))[:, block]
+            assert bool(((less < level + 1e-3) | (chosen[:, block] == 1)).all())
+    assert bool((chosen == DEPTH).all())
+    mixed = tok.encode(clips, target=17)
+    assert len(set(depths(mixed).flatten().tolist())) > 1
+    again = unpack(pack(mixed[3]), tok)
+    assert torch.equal(depths(again), depths(mixed[3])) and torch.equal(again.codes, mixed[3].codes)
+
+
+def test_a_rate_is_never_exceeded_and_spent_where_it_helps(trained):
+    clips, tok = trained
+    lowest = 3 * (4 * 3 + math.log2(DEPTH)) / (9 * 256)
+    for rate in (lowest * 1.001, 0.04, 0.06):
+        tokens = tok.encode(clips, target=BPP(rate))
+        assert bool((tokens.bpp <= rate + 1e-9).all())
+        equal = max((tok.encode(clips, num_tokens=n) for n in range(1, DEPTH + 1)),
+                    key=lambda t: float(t.bpp[0]) * (float(t.bpp[0]) <= rate))  # fmt: skip
+        assert float((by_block(clips, tok, tokens) - by_block(clips, tok, equal)).mean()) > -0.05
+    assert float(tokens.bpp.mean()) > 0.85 * rate and len(set(depths(tokens).flatten().tolist())) > 1
+    with pytest.raises(ValueError, match=f"target: 0.01 bpp is less than the shortest blocks cost, {lowest:.5f} bpp"):
+        tok.encode(clips, target="0.01bpp")
+
+
+def test_no_block_looks_at_later_frames(trained):
+    clips, tok = trained
+    other = clips.clone()
+    other[:, :, 5:] = clips.flip(0)[:, :, 5:]
+    for target in ("17dB", "0.05bpp"):
+        a, b = (depths(tok.encode(x, target=target)) for x in (clips, other))
+        assert torch.equal(a[:, :2], b[:, :2]) and not torch.equal(a, b)
+
+
+def test_mistakes_are_named(trained):
+    clips, tok = trained
+    with pytest.raises(ValueError, match="give one"):
+        tok.encode(clips, num_tokens=2, target=20)
+    with pytest.raises(ValueError, match='"32dB" or "0.02bpp"'):
+        tok.encode(clips, target="good")
+    fixed = ConvVideoTokenizer(tok.encoder, tok.quantizer, tok.decoder, (9, 16, 16), show_depth=True).eval()
+    with pytest.raises(ValueError, match="no residual depth per block"):
+        fixed.encode(clips, target=20)
