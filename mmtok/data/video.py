@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmtok.data import still
 from mmtok.data.bad import BadSample
 from mmtok.data.batches import Bad
 from mmtok.data.decode import to_float
@@ -106,7 +107,7 @@ def choose_frames(
 
 
 class VideoItems:
-    """Decodes and cuts one sample of an index; sizes are (T, H, W).
+    """Decodes and cuts one sample of an index; sizes are (T, H, W). A sample without a video may be an image.
 
     fps    frames per second of clips; None keeps each file's own frames
     crop   of training clips; None takes the centre in time and space, without chance
@@ -119,15 +120,18 @@ class VideoItems:
         caps: VideoCaps = DEFAULT_CAPS,
     ) -> None:
         self.reader, self.fps, self.crop, self.short, self.text, self.caps = reader, fps, crop, short, text, caps
-        self.extensions = (*EXTENSIONS, "txt") if text else EXTENSIONS
+        self.extensions = (*EXTENSIONS, *still.EXTENSIONS, *(("txt",) if text else ()))
 
     def load(self, sample: int, size: tuple[int, ...], seed: int) -> Clip:
         """A clip of size (T, H, W). Raises BadSample."""
         members = self.reader.read(sample, self.extensions)
         text = members.pop("txt", b"").decode("utf-8", "replace")
         if not members:
-            raise BadSample("no_video", f"no member among {', '.join(EXTENSIONS)}")
-        video, rng = open_video(next(iter(members.values())), self.caps), random.Random(seed)
+            raise BadSample("no_video", f"no member among {', '.join(self.extensions)}")
+        ext, data = next(iter(members.items()))
+        rng = random.Random(seed)
+        video: VideoReader
+        video = still.StillImage(data, self.caps.max_pixels) if ext in still.EXTENSIONS else open_video(data, self.caps)
         place = rng.random() if self.crop is not None else 0.5
         numbers, rate = choose_frames(video, size[0], self.fps, place, self.short)
         target = (size[1], size[2])

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmtok.data.decode_video import DEFAULT_CAPS, VideoCaps
+from mmtok.data import still
+from mmtok.data.decode_video import DEFAULT_CAPS, EXTENSIONS, VideoCaps
 from mmtok.data.index import Index
 from mmtok.data.loader import TrainLoader
 from mmtok.data.reader import Reader
@@ -22,7 +23,9 @@ class VideoData(ShardModule):
 
     train, val, test, batch_size, window, batches_per_epoch, text, ...: see `ShardModule`; `samples:video` is the set
     that installed packages make up
-    frames      T of a clip; a list draws one of them a step. Checked against what the model codes without filling
+    frames      T of a clip; a list draws one of them a step. Checked against what the model codes without filling.
+                Images among the samples are videos of one frame: they make up batches of their own, with T = 1, so a
+                second source of images gives joint training
     fps         frames per second of clips, taken by timestamp; null keeps the frames of each file
     image_size  side in pixels; a list draws one of them a step
     eval_frames, eval_size  for val and test; null is the largest of the lists. Clips are central in time and space
@@ -77,9 +80,11 @@ class VideoData(ShardModule):
         return VideoItems(reader, self.fps, None, "hold", self.text, self.caps)
 
     def groups(self, index: Index) -> list[tuple[NDArray[np.int64], list[tuple[int, ...]]]]:
-        """One group that may take every length at every size."""
+        """Videos, which may take every length at every size, and images, of one frame."""
         sizes: list[tuple[int, ...]] = [(t, side, side) for t, side in itertools.product(self.frames, self.image_sizes)]
-        return [(np.arange(len(index)), sizes)]
+        images = _has(index, still.EXTENSIONS) & ~_has(index, EXTENSIONS)
+        alone: list[tuple[int, ...]] = [(1, side, side) for side in self.image_sizes]
+        return [(np.flatnonzero(~images), sizes), (np.flatnonzero(images), alone)]
 
     def eval_shape(self) -> tuple[int, ...]:
         return (self.eval_frames, self.eval_size, self.eval_size)
@@ -90,6 +95,16 @@ class VideoData(ShardModule):
         if task is not None and hasattr(task, "tokenizer"):
             check_clips(task.tokenizer, self.frames, self.image_sizes[0])
         return super().train_dataloader()
+
+
+def _has(index: Index, extensions: Sequence[str]) -> NDArray[np.bool_]:
+    """bool [N]: samples with a member among these."""
+    found = [np.zeros(len(shard), dtype=bool) for shard in index.shards]
+    for rows, shard in zip(found, index.shards, strict=True):
+        for ext in extensions:
+            if ext in shard.members:
+                rows |= shard.members[ext][:, 0] >= 0
+    return np.concatenate(found)
 
 
 class Positions(Protocol):

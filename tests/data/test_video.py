@@ -21,6 +21,8 @@ from mmtok.data.bad import BadSample
 from mmtok.data.check import check_shards
 from mmtok.data.clips import Cutting, cut, encode_clip
 from mmtok.data.decode_video import EncodedVideo, VideoCaps
+from mmtok.data.shard_module import Source
+from mmtok.data.still import StillImage
 from mmtok.data.video import ClipCrop, choose_frames, cover
 from mmtok.data.video_module import check_clips
 from mmtok.data.video_samples import CLIPS, find_videos
@@ -241,6 +243,38 @@ def test_batches_are_the_same_for_any_workers_ranks_and_restarts(shards):
         assert torch.equal(whole[j].x, more[j].x) and whole[j].keys == more[j].keys
         assert torch.equal(whole[j].x, torch.cat([ranks[0][j].x, ranks[1][j].x]))
     assert all(torch.equal(a.x, b.x) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_images_are_videos_of_one_frame_in_batches_of_their_own(shards, tmp_path):
+    """Joint training: two sources, alike often; a source of both kinds never mixes them in a batch."""
+    from PIL import Image
+
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        pixels = np.full((40, 60, 3), 30 * i, np.uint8)
+        pixels[:, 30:] = [255, 0, 0]
+        Image.fromarray(pixels).save(tmp_path / "in" / f"p{i}.png")
+    make_shards(str(tmp_path / "in"), tmp_path / "images", progress=False)
+    sources = [Source(str(shards)), Source(str(tmp_path / "images"))]
+    options = {"frames": 5, "fps": 8.0, "image_size": [16, 32], "batch_size": 3, "num_workers": 0}
+    loader = VideoData(sources, **options).train_loader(0, 1)
+    found = list(itertools.islice(itertools.chain.from_iterable(iter(loader) for _ in range(40)), 40))
+    kinds = ["".join(sorted({key[0] for key in batch.keys})) for batch in found]
+    assert set(kinds) == {"p", "v"} and 10 < kinds.count("p") < 30
+    for kind, batch in zip(kinds, found, strict=True):
+        assert batch.x.shape[2] == (1 if kind == "p" else 5) and batch.x.shape[3] in (16, 32)
+        assert batch.size.tolist() == [list(batch.x.shape[2:])] * 3 and batch.x.abs().max() <= 1
+
+    evaluation = VideoData(sources, **options).eval_loader("data.val", str(tmp_path / "images"), 0, 1)
+    held = {key: x for batch in evaluation for key, x in zip(batch.keys, batch.x, strict=True)}
+    whole = Image.open(tmp_path / "in" / "p2.png").resize((48, 32), Image.Resampling.BICUBIC).crop((8, 0, 40, 32))
+    expected = torch.from_numpy(np.array(whole)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(held["p2"], expected[:, None].expand(-1, 5, -1, -1))
+    still = StillImage((tmp_path / "in" / "p2.png").read_bytes(), 10_000)
+    plain = still.frames([0], lambda size: cover(size, (32, 32)))
+    assert torch.equal(still.frames([0], lambda size: cover(size, (32, 32), flip=True)), plain.flip(-1))
+    with pytest.raises(BadSample, match="too_large"):
+        StillImage((tmp_path / "in" / "p2.png").read_bytes(), 2000)
 
 
 def test_evaluation_takes_the_centre_of_every_key_once(shards):
