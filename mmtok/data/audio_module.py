@@ -29,6 +29,8 @@ class AudioData(ShardModule):
     loudness      policy for training clips, see `mmtok.data.loudness`; None keeps the recorded level
     silence_db    training crops under this level (dBFS) are drawn again; None keeps them
     speed         [low, high]: playback speed of training clips is drawn from this range
+    features      precomputed features, name -> samples of `sample_rate` that one of their frames stands for: members
+                  `key.<name>.npy` float [F, E], cut with the clip, arrive as `batch.features[name]` [B, F, E]
     visits        "once": every clip once an epoch; "length": once for every `seconds` of it
     eval_seconds  only the first so many seconds of evaluation clips; None takes them whole, padded to the longest
     caps          what a file may hold, checked in its header
@@ -49,6 +51,7 @@ class AudioData(ShardModule):
         loudness: Loudness | None = None,
         silence_db: float | None = None,
         speed: tuple[float, float] | None = None,
+        features: dict[str, int] | None = None,
         visits: Literal["once", "length"] = "once",
         eval_seconds: float | None = None,
         num_workers: int = 2,
@@ -73,9 +76,14 @@ class AudioData(ShardModule):
         check("seconds", self.crop >= 1, f"at least one hop of {hop} samples")
         check("eval_seconds", eval_seconds is None or eval_seconds > 0, "positive, or null")
         check("speed", speed is None or 0.25 <= speed[0] <= speed[1] <= 4, "[low, high] between 0.25 and 4, or null")
+        for name, frame in (features or {}).items():
+            check(f"data.features.{name}", frame >= 1 and hop % frame == 0, f"a divisor of data.hop = {hop}")
+        if features:
+            check("speed", speed is None, "null where there are features: they were computed at the recorded speed")
+            check("short", short == "pad", "pad where there are features")
         self.sample_rate, self.visits, self.caps = sample_rate, visits, caps
         self.eval_samples = 0 if eval_seconds is None else int(eval_seconds * sample_rate)
-        self.options = ClipOptions(sample_rate, channels, hop, short, loudness, silence_db, speed)
+        self.options = ClipOptions(sample_rate, channels, hop, short, loudness, silence_db, speed, features or {})
 
     def items(self, index: Index, training: bool) -> AudioItems:
         """Decoding, cutting and levels; evaluation clips start at the beginning and keep theirs."""

@@ -45,7 +45,9 @@ class AudioValidation(Validation):
         samples = [batch.x.shape[-1]] * len(batch.keys) if batch.lengths is None else batch.lengths.tolist()
         for index, (key, count) in enumerate(zip(batch.keys, samples, strict=True)):
             clip = batch.x[index : index + 1, :, :count].float()
-            one = replace(Batch.of(clip, (key,)), rate=None if batch.rate is None else batch.rate[index : index + 1])
+            rate = None if batch.rate is None else batch.rate[index : index + 1]
+            features = {name: value[index : index + 1] for name, value in batch.features.items()}
+            one = replace(Batch.of(clip, (key,)), rate=rate, features=features)
             original = self.suite.hear(clip[0].mean(0))
             for length, panel in self.panels.items():
                 panel.update(key, original, self.suite.hear(reconstruct(tokenizer, one, length)[0].mean(0)))

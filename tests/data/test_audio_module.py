@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from mmtok.data import AudioData
@@ -102,10 +105,64 @@ def test_bad_members_are_counted_and_replaced(audio_shards, tmp_path, caplog):
     assert "zz" not in {key for batch in batches for key in batch.keys} and "skipped zz" in caplog.text
 
 
+@pytest.fixture
+def taught(tmp_path):
+    """Shards of tones whose features count their frames of 10 ms; one file each is bad in its own way."""
+    import webdataset
+
+    def npy(array):
+        stream = io.BytesIO()
+        np.save(stream, array)
+        return stream.getvalue()
+
+    frames = np.stack([np.arange(300.0), np.zeros(300)], 1)
+    claims = npy(frames).replace(b"(300, 2)", b"(900, 2)")
+    members = {
+        "a": npy(frames.astype(np.float16)), "b": npy(np.asfortranarray(frames)), "c": npy(frames[:299]),
+        "absent": None, "claims": claims, "flat": npy(np.zeros(300)), "nan": npy(frames * np.nan),
+        "objects": npy(np.array([{}] * 300, dtype=object)), "rate": npy(frames.repeat(2, 0)),
+        "short": npy(frames[:150]), "text": b"no array",
+    }  # fmt: skip
+    with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as writer:
+        for key, array in members.items():
+            wave = np.repeat(np.arange(300, dtype=np.int16) * 100, 160)[: 48000 - 30]  # says in which frame it stands
+            stream = io.BytesIO()
+            soundfile.write(stream, wave, 16000, format="WAV")
+            writer.write({"__key__": key, "wav": stream.getvalue()} | ({} if array is None else {"ssl.npy": array}))
+    check_shards(tmp_path, progress=False)
+    return tmp_path
+
+
+def test_features_are_cut_with_the_clip(taught):
+    options = {"features": {"ssl": 160}, "hop": 320, "max_bad_fraction": 1.0}
+    loader = data(taught, **options, batch_size=2).train_loader(0, 1)
+    for batch in take(loader, 12):
+        assert set(batch.keys) <= {"a", "b", "c"} and batch.features["ssl"].shape == (2, 50, 2)
+        heard = (batch.x[:, 0].view(2, 50, 160)[..., 0] * 32768 / 100).round()
+        heard = torch.stack([x.clamp(max=298) if key == "c" else x for key, x in zip(batch.keys, heard, strict=True)])
+        assert torch.equal(batch.features["ssl"][..., 0], heard)
+    assert loader.counter.reasons.keys() == {"features"}
+    evaluation = data(taught, **options, eval_batch_size=5).eval_loader("data.val", str(taught), 0, 1)
+    held = {key: (n, f) for b in evaluation for key, n, f in zip(b.keys, b.lengths, b.features["ssl"], strict=True)}
+    assert evaluation.bad == {"features": 8} and set(held) == {"a", "b", "c"}
+    assert held["a"][1][:, 0].tolist() == list(range(300)) and held["c"][1][-2:, 0].tolist() == [298, 298]
+
+
+def test_a_loss_hears_the_features_of_a_shard(taught):
+    from mmtok.losses import Semantic
+    from mmtok.types import Reconstruction
+
+    (batch,) = take(data(taught, features={"ssl": 160}, hop=320, max_bad_fraction=1.0).train_loader(0, 1), 1)
+    same = Reconstruction(batch.x, None, heads={"semantic": batch.features["ssl"]})
+    assert float(Semantic("cosine", features="ssl", hop=160)(same, batch, 0)) < 1e-2
+
+
 def test_user_mistakes_name_the_key(audio_shards):
     for options, key in (
         ({"seconds": 0.01}, "data.seconds"), ({"channels": 3}, "data.channels"), ({"speed": (2, 1)}, "data.speed"),
         ({"eval_seconds": 0.0}, "data.eval_seconds"), ({"sample_rate": 0}, "data.sample_rate"),
+        ({"features": {"ssl": 300}}, "data.features.ssl"), ({"features": {"ssl": 320}, "short": "loop"}, "data.short"),
+        ({"features": {"ssl": 320}, "speed": (0.9, 1.1)}, "data.speed"),
     ):
         with pytest.raises(ValueError, match=key):
             data(audio_shards, **options)
