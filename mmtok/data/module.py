@@ -9,7 +9,7 @@ from mmtok.data.batches import ImageItems
 from mmtok.data.decode import MAX_PIXELS
 from mmtok.data.index import Index
 from mmtok.data.reader import Reader
-from mmtok.data.shard_module import ShardModule, Source, check
+from mmtok.data.shard_module import ShardModule, Source, check, nearest_bucket
 from mmtok.data.transforms import CenterCrop, RandomResizedCrop, Transform, bucket_sizes
 
 __all__ = ["ShardData", "Source"]
@@ -84,7 +84,7 @@ class ShardData(ShardModule):
         buckets = [[(side, side)] for side in self.image_sizes]
         if self.aspects:
             buckets = [bucket_sizes(side, self.aspects, self.multiple) for side in self.image_sizes]
-        nearest = _nearest(index, buckets[0], "data.aspects")
+        nearest = nearest_bucket(index, buckets[0], "data.aspects")
         return [
             (np.flatnonzero(nearest == bucket), [sized[bucket] for sized in buckets])
             for bucket in range(len(buckets[0]))
@@ -92,17 +92,3 @@ class ShardData(ShardModule):
 
     def eval_shape(self) -> tuple[int, ...]:
         return (self.eval_size, self.eval_size)
-
-
-def _nearest(index: Index, buckets: list[tuple[int, int]], key: str) -> np.ndarray:
-    """int64 [N]: the bucket whose aspect is nearest (in log) to each sample's."""
-    if len(buckets) == 1:
-        return np.zeros(len(index), dtype=np.int64)
-    sizes = index.sizes()
-    if (sizes == 0).any():
-        raise ValueError(
-            f"{key}: {int((sizes == 0).any(1).sum())} samples lack a size in the index; run `mmtok shards check` "
-            "and take the bad samples out"
-        )
-    aspect = np.log(sizes[:, 1] / sizes[:, 0])
-    return np.abs(aspect[:, None] - np.log([w / h for h, w in buckets])).argmin(1)

@@ -207,3 +207,17 @@ def check(key: str, holds: bool, wanted: str) -> None:
     if not holds:
         name = key if "." in key else f"data.{key}"
         raise ValueError(f"{name}: must be {wanted}")
+
+
+def nearest_bucket(index: Index, buckets: list[tuple[int, int]], key: str) -> NDArray[np.int64]:
+    """int64 [N]: the (H, W) whose aspect is nearest (in log) to each sample's. ValueError names `key`."""
+    if len(buckets) == 1:
+        return np.zeros(len(index), dtype=np.int64)
+    sizes = index.sizes()
+    if (sizes == 0).any():
+        raise ValueError(
+            f"{key}: {int((sizes == 0).any(1).sum())} samples lack a size in the index; run `mmtok shards check` "
+            "and take the bad samples out"
+        )
+    aspect = np.log(sizes[:, 1] / sizes[:, 0])
+    return np.abs(aspect[:, None] - np.log([w / h for h, w in buckets])).argmin(1)

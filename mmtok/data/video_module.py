@@ -14,7 +14,8 @@ from mmtok.data.decode_video import DEFAULT_CAPS, EXTENSIONS, VideoCaps
 from mmtok.data.index import Index
 from mmtok.data.loader import TrainLoader
 from mmtok.data.reader import Reader
-from mmtok.data.shard_module import ShardModule, Source, check
+from mmtok.data.shard_module import ShardModule, Source, check, nearest_bucket
+from mmtok.data.transforms import bucket_sizes
 from mmtok.data.video import ClipCrop, Short, VideoItems
 
 
@@ -28,6 +29,8 @@ class VideoData(ShardModule):
                 second source of images gives joint training
     fps         frames per second of clips, taken by timestamp; null keeps the frames of each file
     image_size  side in pixels; a list draws one of them a step
+    aspects     W:H of training clips of about image_size^2 pixels, both sides multiples of `multiple`: every file goes
+                to the nearest, one of them is drawn a step. null: squares
     eval_frames, eval_size  for val and test; null is the largest of the lists. Clips are central in time and space
     crop        of training clips; null is ClipCrop()
     short       files shorter than a clip: "hold" repeats their last frame, "skip" counts them as bad
@@ -46,6 +49,8 @@ class VideoData(ShardModule):
         eval_batch_size: int | None = None,
         eval_frames: int | None = None,
         eval_size: int | None = None,
+        aspects: list[float] | None = None,
+        multiple: int = 16,
         crop: ClipCrop | None = None,
         short: Short = "hold",
         num_workers: int = 2,
@@ -70,6 +75,7 @@ class VideoData(ShardModule):
         check("fps", fps is None or 0 < fps <= 1000, "positive, or null for the frames of each file")
         self.eval_frames = eval_frames or max(self.frames)
         self.eval_size = eval_size or max(self.image_sizes)
+        self.aspects, self.multiple = aspects, multiple
         self.fps, self.crop, self.short, self.caps = fps, crop or ClipCrop(), short, caps
 
     def items(self, index: Index, training: bool) -> VideoItems:
@@ -80,11 +86,19 @@ class VideoData(ShardModule):
         return VideoItems(reader, self.fps, None, "hold", self.text, self.caps)
 
     def groups(self, index: Index) -> list[tuple[NDArray[np.int64], list[tuple[int, ...]]]]:
-        """Videos, which may take every length at every size, and images, of one frame."""
-        sizes: list[tuple[int, ...]] = [(t, side, side) for t, side in itertools.product(self.frames, self.image_sizes)]
+        """Videos, which may take every length at every size, and images, of one frame; both by aspect."""
+        buckets = [[(side, side)] for side in self.image_sizes]
+        if self.aspects:
+            buckets = [bucket_sizes(side, self.aspects, self.multiple) for side in self.image_sizes]
+        nearest = nearest_bucket(index, buckets[0], "data.aspects")
         images = _has(index, still.EXTENSIONS) & ~_has(index, EXTENSIONS)
-        alone: list[tuple[int, ...]] = [(1, side, side) for side in self.image_sizes]
-        return [(np.flatnonzero(~images), sizes), (np.flatnonzero(images), alone)]
+        found: list[tuple[NDArray[np.int64], list[tuple[int, ...]]]] = []
+        for (rows, frames), bucket in itertools.product(
+            ((~images, self.frames), (images, [1])), range(len(buckets[0]))
+        ):
+            sizes = [(t, *sized[bucket]) for t in frames for sized in buckets]
+            found.append((np.flatnonzero(rows & (nearest == bucket)), sizes))  # type: ignore[arg-type]
+        return found
 
     def eval_shape(self) -> tuple[int, ...]:
         return (self.eval_frames, self.eval_size, self.eval_size)

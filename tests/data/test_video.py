@@ -277,6 +277,23 @@ def test_images_are_videos_of_one_frame_in_batches_of_their_own(shards, tmp_path
         StillImage((tmp_path / "in" / "p2.png").read_bytes(), 2000)
 
 
+def test_clips_keep_about_their_aspect(tmp_path):
+    """Wide, tall and turned files each train at the shape nearest to theirs, as they stand upright."""
+    (tmp_path / "in").mkdir()
+    files = {"wide": clip(size=(32, 64)), "tall": clip(size=(64, 32)), "turned": clip(size=(32, 64), turn=90)}
+    for name, data in files.items():
+        (tmp_path / "in" / f"{name}.mp4").write_bytes(data)
+    make_shards(str(tmp_path / "in"), tmp_path / "out", progress=False)
+    options = {"frames": [1, 5], "image_size": 32, "aspects": [0.5, 2.0], "multiple": 8, "num_workers": 0}
+    loader = VideoData(str(tmp_path / "out"), batch_size=1, **options).train_loader(0, 1)
+    seen = set()
+    for batch in itertools.islice(itertools.chain.from_iterable(iter(loader) for _ in range(20)), 20):
+        (key,), (frames, height, width) = batch.keys, batch.x.shape[2:]
+        assert (height, width) == ((24, 48) if key == "wide" else (48, 24))
+        seen.add((key, frames))
+    assert seen == {(key, frames) for key in files for frames in (1, 5)}
+
+
 def test_evaluation_takes_the_centre_of_every_key_once(shards):
     data = VideoData(str(shards), frames=5, fps=None, image_size=32, eval_batch_size=2, num_workers=0)
     loader = data.eval_loader("data.val", str(shards), 0, 1)
