@@ -124,6 +124,7 @@ def _file_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     _model_options(command)
     command.add_argument("--num-tokens", type=int, help="length of the prefix that is sent")
     command.add_argument("--num-quantizers", type=int, help="residual depth that is sent")
+    command.add_argument("--target", help="of videos: quality or rate to meet block by block, 32dB or 0.02bpp")
     command.add_argument(
         "--channels", choices=["mix", "split"], default="mix", help="of sounds: average them, or one file a channel"
     )
@@ -191,7 +192,7 @@ def _encode(options: argparse.Namespace) -> int:
 
     return encode_files(
         _load(options), options.inputs, options.out, options.num_tokens, options.num_quantizers, options.overwrite,
-        options.channels,
+        options.channels, options.target,
     )
 
 

@@ -18,20 +18,24 @@ __all__ = ["decode_files", "encode_files", "read_image", "write_image"]
 def encode_files(
     tokenizer: Tokenizer, inputs: list[Path], out: Path, num_tokens: int | None = None,
     num_quantizers: int | None = None, overwrite: bool = False, channels: Literal["mix", "split"] = "mix",
+    target: str | None = None,
 ) -> int:
     """Writes one `.mmt` a file; returns 0, or 1 when a file could not be read (each is named on stderr).
 
     inputs    files and folders; the media of a folder keep their relative paths below `out`
     out       a `.mmt` path for one input file, else a folder
     channels  of sounds, for a codec of one channel: "mix" averages them, "split" writes one file a channel
+    target    of videos, see `encode` of the video tokenizers: "32dB" or "0.02bpp"
     ValueError or OSError, before anything is written, when nothing matches or an output exists.
     """
+    if target is not None and tokenizer.modality != "video":
+        raise ValueError("--target: only video tokenizers meet one; use --num-tokens or --num-quantizers")
     if tokenizer.modality == "audio":
         if num_tokens is not None:
             raise ValueError("--num-tokens: an audio codec varies its residual depth; use --num-quantizers")
         return encode_sounds(tokenizer, inputs, out, num_quantizers, overwrite, channels)
     if tokenizer.modality == "video":
-        return encode_videos(tokenizer, inputs, out, num_tokens, num_quantizers, overwrite)
+        return encode_videos(tokenizer, inputs, out, num_tokens, num_quantizers, overwrite, target)
     return encode_images(tokenizer, inputs, out, num_tokens, num_quantizers, overwrite)
 
 

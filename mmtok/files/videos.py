@@ -24,6 +24,7 @@ from mmtok.bitstream import load_tokens, save_tokens
 from mmtok.files.plan import TOKENS, plan_files, skip
 from mmtok.keep import BlockDepth, Full
 from mmtok.models.video.conv import ConvVideoTokenizer
+from mmtok.models.video.lengths import read_target
 from mmtok.tokenizer import Tokenizer
 from mmtok.types import Tokens
 
@@ -34,14 +35,16 @@ CHUNK = 16  # frames, at least; rounded up to whole blocks
 
 def encode_videos(
     tokenizer: Tokenizer, inputs: list[Path], out: Path, num_tokens: int | None, num_quantizers: int | None,
-    overwrite: bool,
+    overwrite: bool, wanted: str | None = None,
 ) -> int:
-    """See `mmtok.files.encode_files`. Sound is not coded."""
+    """See `mmtok.files.encode_files`; `wanted` is its target. Sound is not coded."""
     _require_av()
+    if wanted is not None:
+        read_target(wanted)  # a mistake in it is not one of the files
     failed, videos, written, seconds = 0, 0, 0, 0.0
     for source, target in plan_files(inputs, out, ENDINGS, TOKENS, overwrite):
         try:
-            tokens = encode_video(tokenizer, source, num_tokens, num_quantizers)
+            tokens = encode_video(tokenizer, source, num_tokens, num_quantizers, wanted)
         except (ValueError, OSError) as error:
             failed += skip("encode", source, error)
             continue
@@ -77,9 +80,10 @@ def decode_videos(tokenizer: Tokenizer, inputs: list[Path], out: Path, seed: int
 
 
 def encode_video(
-    tokenizer: Tokenizer, path: Path, num_tokens: int | None = None, num_quantizers: int | None = None
+    tokenizer: Tokenizer, path: Path, num_tokens: int | None = None, num_quantizers: int | None = None,
+    target: str | None = None,
 ) -> Tokens:
-    """Tokens of a video file at its own size, with all its frames and its mean rate.
+    """Tokens of a video file at its own size, with all its frames and its mean rate. With a target it is coded whole.
 
     ValueError names the file when it cannot be read or the model has no such length.
     """
@@ -91,6 +95,9 @@ def encode_video(
         pictures = video.pictures(range(len(video)))
         device = next(tokenizer.parameters()).device
         rate = torch.tensor([video.rate], dtype=torch.float64)
+        if target is not None:
+            x = _to_clip(pictures, len(video), device)
+            return replace(tokenizer.encode(x, num_tokens=num_tokens, target=target), rate=rate)  # type: ignore[arg-type]
         if not _streams(tokenizer) or num_quantizers is not None:
             x = _to_clip(pictures, len(video), device)
             return replace(tokenizer.encode(x, num_tokens=num_tokens, num_quantizers=num_quantizers), rate=rate)

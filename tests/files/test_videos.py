@@ -99,6 +99,23 @@ def test_every_block_may_have_its_own_depth(folder, tmp_path):
     assert torch.equal(tokenizer.encode(early).grids[0][:, :, :2], tokenizer.encode(x).grids[0][:, :, :2])
 
 
+def test_a_rate_is_kept_and_a_quality_reached_per_block(folder, tmp_path, capsys):
+    film(tmp_path / "a.mp4", 21, 40, 56, 12.0)
+    tokenizer, source = load(folder), str(tmp_path / "a.mp4")
+    x = EncodedVideo(tmp_path / "a.mp4").frames(range(21))[None].float() / 127.5 - 1
+    for wish in ("0.15bpp", "13dB"):
+        out = tmp_path / f"{wish}.mmt"
+        assert main(["encode", source, "-o", str(out), "--model", str(folder), "--target", wish]) == 0
+        found = load_tokens(out, tokenizer)
+        assert torch.equal(found.grids[0], tokenizer.encode(x, target=wish).grids[0])
+        if wish.endswith("bpp"):
+            assert float(found.bpp) <= 0.15 and found.rate.tolist() == [12.0]
+    for wish, code in (("good", 2), ("0.001bpp", 1)):
+        run = ["encode", source, "-o", str(tmp_path / "b.mmt"), "--model", str(folder), "--target", wish]
+        assert main(run) == code and not (tmp_path / "b.mmt").exists()
+        assert "target: " in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(folder, tmp_path, capsys):
     film(tmp_path / "a.mp4", 5, 32, 32, 10.0)
     (tmp_path / "a.mmt").write_bytes(b"old")
