@@ -18,7 +18,7 @@ from mmtok.types import Batch
 
 CLASSES = 64  # of a context, where the source has more than twice as many codes
 LARGEST = 4096  # codebooks above have no context: pairs of codes are too many to be counted
-LEAST = 0.05  # bits a code that a context must save
+LEAST = 0.1  # bits a code that a context must save
 HELD_OUT = 5  # every fifth batch says which context saves most
 BLENDS = (8.0, 32.0, 128.0)  # counts of the plain table that are added to those of a class
 _WEIGHT = (1 << 15) - 1  # largest weight of a row

@@ -21,6 +21,7 @@ from mmtok.quantizers.base import (
     full_precision,
     to_vectors,
 )
+from mmtok.quantizers.beam import beam_encode
 from mmtok.quantizers.vq import VQ
 from mmtok.types import Quantized
 
@@ -40,9 +41,13 @@ class Residual(Quantizer):
                 True: values are subtracted with their gradient, as EnCodec and DAC were trained: with plain codebooks
                 only the first `commit` reaches the encoder. Quantizers that the reconstruction trains (projections,
                 IBQ, Bernoulli bits) need True.
+    beam        paths kept by the search for codes in eval mode (plain codebooks of one size only); 1 is greedy. Codes
+                of fewer depths are then searched for by themselves: they are no prefix of those of more
     """
 
-    def __init__(self, quantizers: list[Quantizer], depth: int | None = None, through: bool = False) -> None:
+    def __init__(
+        self, quantizers: list[Quantizer], depth: int | None = None, through: bool = False, beam: int = 1
+    ) -> None:
         super().__init__()
         if not quantizers or (depth is not None and (len(quantizers) != 1 or depth < 1)):
             raise ValueError(
@@ -53,7 +58,9 @@ class Residual(Quantizer):
             raise ValueError("quantizer.quantizers: depths need one dim and one grid each")
         if not through and any(quantizer.value_gradient for quantizer in quantizers):
             raise ValueError("quantizer.through must be true: the reconstruction trains parameters inside the depths")
-        self.dim = quantizers[0].dim
+        if beam < 1:
+            raise ValueError(f"quantizer.beam must be at least 1, got {beam}")
+        self.dim, self.beam = quantizers[0].dim, beam
         self.depths = nn.ModuleList(quantizers)
         self.through = through
         self._order = [0] * depth if depth is not None else list(range(len(quantizers)))
@@ -62,6 +69,8 @@ class Residual(Quantizer):
         ends = [sum(len(part) for part in sizes[: i + 1]) for i in range(len(sizes))]
         self._columns = [slice(end - len(part), end) for end, part in zip(ends, sizes, strict=True)]
         self._tables: tuple[Tensor, ...] = ()
+        if beam > 1 and not self._plain():
+            raise ValueError("quantizer.beam: the search takes plain VQ codebooks of one size")
 
     @property
     def num_quantizers(self) -> int:
@@ -135,7 +144,10 @@ class Residual(Quantizer):
         """All depths in one pass over the codebooks; losses and statistics follow from the codes."""
         tables = self._stacked()
         depth = None if mask is None else mask.sum(1).flatten()
-        found, _ = residual_encode(to_vectors(z).detach(), tables, depth)
+        if self.beam > 1:
+            found = beam_encode(to_vectors(z).detach(), tables, depth, self.beam)
+        else:
+            found, _ = residual_encode(to_vectors(z).detach(), tables, depth)
         grid = from_vectors(found, z)
         total, rest, losses = torch.zeros_like(z), z, _Mean()
         stats: dict[str, Tensor] = {}
