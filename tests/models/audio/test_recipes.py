@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mmtok.configs
+import mmtok.discriminators
 from mmtok.hub import build
 from mmtok.training.config_file import read_config_file
 
@@ -45,6 +46,39 @@ def test_parameters_and_rates(name):
     crop = int(data["seconds"] * data["sample_rate"]) // data["hop"] * data["hop"]
     # whole frames of the coarsest grid, so that no crop ends in padding
     assert crop % codec.hop == 0 and codec.positions((crop,))[0] * codec.hop == crop
+
+
+PERIODS, BANDS = 41_092_165, 1_411_587  # HiFi-GAN's and DAC's: see tests/discriminators/test_audio.py
+DISCRIMINATORS = {
+    "encodec_24k": [471_685], "mimi": [471_685], "dac_44k": [PERIODS + BANDS], "dac_24k": [PERIODS + BANDS],
+    "dac_16k": [PERIODS + BANDS], "snac_24k": [PERIODS + BANDS], "vocos_encodec": [PERIODS, BANDS],
+    "wavtokenizer_75": [PERIODS, 599_235, PERIODS + BANDS], "wavtokenizer_40": [PERIODS, 599_235, PERIODS + BANDS],
+    "speechtokenizer": [PERIODS + 29_610_627 + 471_685], "nanocodec_0_6kbps": [PERIODS + 471_685],
+}
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_discriminators_have_the_published_sizes(name):
+    """Folded: gains of weight normalization, one an output channel, are not counted."""
+
+    def networks(config):
+        if isinstance(config, dict) and str(config.get("class_path", "")).startswith("mmtok.discriminators."):
+            return [config]
+        inside = config.values() if isinstance(config, dict) else config if isinstance(config, list) else []
+        return [network for part in inside for network in networks(part)]
+
+    def make(config):
+        args = dict(config.get("init_args") or {})
+        if "networks" in args:
+            args["networks"] = [make(part) for part in args["networks"]]
+        return getattr(mmtok.discriminators, config["class_path"].rsplit(".", 1)[1])(**args)
+
+    found = []
+    for network in networks(read_config_file(ROOT / f"{name}.yaml")["model"]["objective"]):
+        with torch.device("meta"):
+            parameters = dict(make(network).named_parameters())
+        found.append(sum(p.numel() for key, p in parameters.items() if not key.endswith("original0")))
+    assert found == DISCRIMINATORS[name]
 
 
 def test_vocos_changes_nothing_but_the_decoder():
