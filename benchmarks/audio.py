@@ -227,6 +227,7 @@ def training_steps(side: str, count: int = 4) -> tuple[float, float]:
     torch.manual_seed(0)
     peer = dac_transformers()
     model = peer.model.train() if side == "transformers" else ours(peer).train()
+    del peer  # its weights must not count for ours
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     times = []
     for _ in range(count + 1):
