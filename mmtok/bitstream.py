@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtok.code_tables import CodeTables
+from mmtok.code_tables import CodeTables, earlier
 from mmtok.coder import Message, PackedReader, Prepared, RangeReader, write_packed, write_range
 from mmtok.tokenizer import Tokenizer
 from mmtok.types import Side, Tokens
@@ -196,11 +196,13 @@ class _Joint:
         """Fills the codes that `message` wrote into grid [1, K, *S]."""
         codes = grid[0].flatten(1).numpy()  # a view
         sent = mask[0].flatten(1).numpy()
-        places = np.arange(codes.shape[1]).reshape(grid.shape[2:])
-        looks = {
-            k: (c.source, _before(places, c.axis).ravel(), c.classes.numpy(), len(c.weights) - 1)
-            for k, c in zip(self.books, self.contexts, strict=True) if c is not None
-        }  # fmt: skip
+        places = torch.arange(codes.shape[1]).view(1, 1, *grid.shape[2:])
+        everywhere = torch.ones_like(places, dtype=torch.bool)
+        looks = {}
+        for k, c in zip(self.books, self.contexts, strict=True):
+            if c is not None:
+                before = earlier(places, everywhere, 0, c.axis).flatten().numpy()
+                looks[k] = (c.source, before, c.classes.numpy(), len(c.weights) - 1)
         for place in range(codes.shape[1]):
             for at, k in enumerate(self.books):
                 if not sent[k, place]:
@@ -211,15 +213,6 @@ class _Joint:
                     there = before[place]
                     row = int(classes[codes[source, there]]) if there >= 0 and sent[source, there] else none
                 codes[k, place] = reader.read_one(self.alphabet(at, row))
-
-
-def _before(places: np.ndarray, axis: int | None) -> np.ndarray:
-    """The place one before along an axis, -1 at the border; the place itself for None."""
-    if axis is None:
-        return places
-    before = np.roll(places, 1, axis)
-    np.moveaxis(before, axis, 0)[0] = -1
-    return before
 
 
 def _varint(value: int) -> bytes:

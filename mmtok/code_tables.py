@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmtok.coder import table_bits
+
 _PREFIX, _CONTEXT = "tables.", "tables.context."
 
 
@@ -64,9 +66,9 @@ class CodeTables:
         for k, size in enumerate(sizes):
             context = self.of(index, k)
             if context is None:
-                cost = _bits(self.plain[index][k, :size])[grid[:, k]]
+                cost = table_bits(self.plain[index][k, :size])[grid[:, k]]
             else:
-                cost = _bits(context.weights)[context.rows(grid, keep), grid[:, k]]
+                cost = table_bits(context.weights)[context.rows(grid, keep), grid[:, k]]
             total += (cost * keep[:, k]).flatten(1).sum(1)
         return total
 
@@ -133,8 +135,3 @@ def earlier(grid: Tensor, keep: Tensor, source: int, axis: int | None) -> Tensor
         return codes
     border = torch.full_like(codes.narrow(axis + 1, 0, 1), -1)
     return torch.cat([border, codes.narrow(axis + 1, 0, codes.shape[axis + 1] - 1)], axis + 1)
-
-
-def _bits(weights: Tensor) -> Tensor:
-    weights = weights.double()
-    return -(weights / weights.sum(-1, keepdim=True)).log2()

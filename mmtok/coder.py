@@ -35,13 +35,17 @@ def fit_table(counts: Tensor) -> Tensor:
 
     Half a count is added to each code (Krichevsky-Trofimov), so that a code never seen in training can still be sent.
     """
-    p = (counts.double() + 0.5) / (counts.sum() + 0.5 * len(counts))
-    return (p * TABLE_TOTAL).round().clamp(min=1).to(torch.int32)
+    return (code_shares(counts) * TABLE_TOTAL).round().clamp(min=1).to(torch.int32)
+
+
+def code_shares(counts: Tensor) -> Tensor:
+    """float64 [V] probabilities of a histogram, half a count added to each code."""
+    return (counts.double() + 0.5) / (counts.sum() + 0.5 * len(counts))
 
 
 def table_bits(table: Tensor) -> Tensor:
-    """float64 [V]: bits each code costs under an integer table."""
-    return -(table.double() / table.double().sum()).log2()
+    """float64 [*, V]: bits each code costs under integer tables."""
+    return -(table.double() / table.double().sum(-1, keepdim=True)).log2()
 
 
 def write_range(message: Message) -> bytes:

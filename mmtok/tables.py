@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmtok.code_tables import CodeTables, Context, earlier
-from mmtok.coder import fit_table
+from mmtok.coder import code_shares, fit_table
 from mmtok.quantizers.kmeans import kmeans_of_batch
 from mmtok.tokenizer import Tokenizer
 from mmtok.types import Batch
@@ -70,7 +70,7 @@ def _context(grids: list[tuple[Tensor, Tensor]], index: int, k: int, sizes: tupl
     near = [j for j in (k, k - 1, k + 1) if 0 <= j < len(sizes)]
     looks: list[tuple[int, int | None]] = [(j, axis) for axis in range(axes) for j in near]
     looks += [(j, None) for j in dict.fromkeys((k - 1, 0)) if 0 <= j < k]
-    best: tuple[float, Context] | None = None
+    best, saved = None, LEAST
     for source, axis in looks:
         if max(size, sizes[source]) > LARGEST:
             continue
@@ -79,18 +79,20 @@ def _context(grids: list[tuple[Tensor, Tensor]], index: int, k: int, sizes: tupl
         test = torch.cat([pair for i, pair in enumerate(pairs) if i % HELD_OUT == 0], 1)
         if fit.shape[1] < 4 * size or not test.shape[1]:
             continue
-        base = _share(torch.bincount(fit[1], minlength=size).double(), size)
-        classes = _classes(_joint_counts(fit, sizes[source], size)[:-1])
+        classes = _classes(_counts(fit[:, fit[0] >= 0], torch.arange(sizes[source]), size)[:-1].float())
+        counts = _counts(fit, classes, size)
+        base = code_shares(counts.sum(0))
         plain_bits = -base.log2()[test[1]].mean()
         for blend in BLENDS:
-            shares = _shares(fit, classes, base, blend)
-            saved = float(plain_bits + shares.log2()[_at(classes, test[0]), test[1]].mean())
-            if saved >= LEAST and (best is None or saved > best[0]):
-                both = torch.cat([fit, test], 1)
-                base_all = _share(torch.bincount(both[1], minlength=size).double(), size)
-                weights = _weights(_shares(both, classes, base_all, blend))
-                best = saved, Context(index, k, source, axis, classes, weights)
-    return None if best is None else best[1]
+            shares = _shares(counts, base, blend)
+            gain = float(plain_bits + shares.log2()[_at(classes, test[0]), test[1]].mean())
+            if gain >= saved and (best is None or gain > saved):
+                best, saved = (source, axis, classes, blend, torch.cat([fit, test], 1)), gain
+    if best is None:
+        return None
+    source, axis, classes, blend, both = best
+    counts = _counts(both, classes, size)
+    return Context(index, k, source, axis, classes, _weights(_shares(counts, code_shares(counts.sum(0)), blend)))
 
 
 def _pairs(grid: Tensor, mask: Tensor, k: int, source: int, axis: int | None) -> Tensor:
@@ -99,10 +101,10 @@ def _pairs(grid: Tensor, mask: Tensor, k: int, source: int, axis: int | None) ->
     return torch.stack([earlier(grid, mask, source, axis)[sent], grid[:, k][sent]]).long()
 
 
-def _joint_counts(pairs: Tensor, sources: int, size: int) -> Tensor:
-    """float32 [sources + 1, size]; the last row counts codes with nothing before them."""
-    rows = torch.where(pairs[0] < 0, sources, pairs[0])
-    return torch.bincount(rows * size + pairs[1], minlength=(sources + 1) * size).view(sources + 1, size).float()
+def _counts(pairs: Tensor, classes: Tensor, size: int) -> Tensor:
+    """int64 [C + 1, size]: how often each code comes after each class; the last row after none."""
+    rows = int(classes.max()) + 2
+    return torch.bincount(_at(classes, pairs[0]) * size + pairs[1], minlength=rows * size).view(rows, size)
 
 
 def _classes(counts: Tensor) -> Tensor:
@@ -120,21 +122,14 @@ def _classes(counts: Tensor) -> Tensor:
     return torch.cdist(places, middles).argmin(1)
 
 
-def _shares(pairs: Tensor, classes: Tensor, base: Tensor, blend: float) -> Tensor:
+def _shares(counts: Tensor, base: Tensor, blend: float) -> Tensor:
     """float64 [C + 1, V]: conditional probabilities, drawn to the plain ones where counts are few."""
-    count = int(classes.max()) + 1
-    rows = _at(classes, pairs[0])
-    counts = torch.bincount(rows * len(base) + pairs[1], minlength=(count + 1) * len(base)).view(count + 1, -1)
     return (counts + blend * base) / (counts.sum(1, keepdim=True) + blend)
 
 
 def _at(classes: Tensor, codes: Tensor) -> Tensor:
     """Rows of weights: the class of each code, one row more for -1."""
     return torch.cat([classes, classes.max()[None] + 1])[codes]
-
-
-def _share(counts: Tensor, size: int) -> Tensor:
-    return (counts + 0.5) / (counts.sum() + 0.5 * size)
 
 
 def _weights(shares: Tensor) -> Tensor:

@@ -126,13 +126,16 @@ class Tokenizer(nn.Module):
     def code(self, batch: Batch) -> tuple[Quantized, Tokens]:
         """The first half of `forward`: quantized latents with gradients, and their tokens."""
         z = self.latents_of(batch)
-        shapes = self.quantizer.shapes(tuple(z.shape[2:]))
-        if self.training and self.tail is not None:
-            keep, coding = self.tail.sample(shapes, z.shape[0], z.device), self.tail.coding
-        else:
-            keep, coding = self.keep_for(z)
+        keep, coding = self.drawn_keep(z)
         quantized = self.quantize(z, keep)
         return quantized, self.tokens(quantized, keep, coding, batch)
+
+    def drawn_keep(self, z: Tensor) -> tuple[tuple[Tensor, ...], KeepCoding]:
+        """Masks and their coding: lengths drawn by `tail` while training, else everything."""
+        if self.training and self.tail is not None:
+            shapes = self.quantizer.shapes(tuple(z.shape[2:]))
+            return self.tail.sample(shapes, z.shape[0], z.device), self.tail.coding
+        return self.keep_for(z)
 
     # ---- parts a subclass may replace -----------------------------------------------------------------------------
 

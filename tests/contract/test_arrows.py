@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # a room may import from the rows above it, and from its neighbours within {}
 LAYERS = (
-    "keep kernels weights coder code_tables console configs checkpoints download",
+    "keep kernels weights coder console configs checkpoints download",
+    "code_tables",
     "types taildrop nn catalogue",
     "quantizers data discriminators",
     "tokenizer",

@@ -124,14 +124,10 @@ class WaveCodec(Tokenizer):
         if batch.lengths is None or bool((batch.lengths == batch.x.shape[-1]).all()):
             return super().code(batch)
         z = self.latents_of(batch)
-        shapes = self.quantizer.shapes(tuple(z.shape[2:]))
-        if self.training and self.tail is not None:
-            keep, coding = self.tail.sample(shapes, z.shape[0], z.device), self.tail.coding
-        else:
-            keep, coding = self.keep_for(z)
+        keep, coding = self.drawn_keep(z)
         inside = self._starts(batch.x.shape[-1], z.shape[-1]).to(z.device) < batch.lengths.to(z.device)[:, None]
         # a coarse code of a hierarchical quantizer counts when its first frame does
-        strides = [z.shape[-1] // shape[-1] for shape in shapes]
+        strides = [z.shape[-1] // shape[-1] for shape in self.quantizer.shapes(tuple(z.shape[2:]))]
         heard = tuple(mask & inside[:, None, ::stride] for mask, stride in zip(keep, strides, strict=True))
         quantized = self.quantize(z, heard)
         return quantized, self.tokens(quantized, heard, coding, batch)

@@ -64,9 +64,7 @@ class FlexTok(Tokenizer):
         with torch.no_grad():
             clean = self._clean(batch.x, sample=self.training)
         z = self.encoder(clean)
-        shapes = self.quantizer.shapes(tuple(z.shape[2:]))
-        assert self.tail is not None
-        keep = self.tail.sample(shapes, len(z), z.device) if self.training else self.keep_for(z)[0]
+        keep, _ = self.drawn_keep(z)
         quantized = self.quantizer(z, keep)
         tokens = self.tokens(quantized, keep, self.coding, batch)
         noise = torch.randn_like(clean)
