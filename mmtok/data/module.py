@@ -9,8 +9,8 @@ from mmtok.data.batches import ImageItems
 from mmtok.data.decode import MAX_PIXELS
 from mmtok.data.index import Index
 from mmtok.data.reader import Reader
-from mmtok.data.shard_module import ShardModule, Source, check, nearest_bucket
-from mmtok.data.transforms import CenterCrop, RandomResizedCrop, Transform, bucket_sizes
+from mmtok.data.shard_module import ShardModule, Source, aspect_buckets, check
+from mmtok.data.transforms import CenterCrop, RandomResizedCrop, Transform
 
 __all__ = ["ShardData", "Source"]
 
@@ -81,10 +81,7 @@ class ShardData(ShardModule):
 
     def groups(self, index: Index) -> list[tuple[NDArray[np.int64], list[tuple[int, ...]]]]:
         """Aspect buckets."""
-        buckets = [[(side, side)] for side in self.image_sizes]
-        if self.aspects:
-            buckets = [bucket_sizes(side, self.aspects, self.multiple) for side in self.image_sizes]
-        nearest = nearest_bucket(index, buckets[0], "data.aspects")
+        buckets, nearest = aspect_buckets(index, self.image_sizes, self.aspects, self.multiple)
         return [
             (np.flatnonzero(nearest == bucket), [sized[bucket] for sized in buckets])
             for bucket in range(len(buckets[0]))

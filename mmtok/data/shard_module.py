@@ -17,6 +17,7 @@ from mmtok.data.loader import BadCounter, EvalLoader, TrainLoader
 from mmtok.data.order import Order, Plan
 from mmtok.data.reader import cache_folder, load_index
 from mmtok.data.samples import materialise
+from mmtok.data.transforms import bucket_sizes
 from mmtok.data.urls import expand_urls
 
 Shape = tuple[int, ...]
@@ -209,15 +210,18 @@ def check(key: str, holds: bool, wanted: str) -> None:
         raise ValueError(f"{name}: must be {wanted}")
 
 
-def nearest_bucket(index: Index, buckets: list[tuple[int, int]], key: str) -> NDArray[np.int64]:
-    """int64 [N]: the (H, W) whose aspect is nearest (in log) to each sample's. ValueError names `key`."""
-    if len(buckets) == 1:
-        return np.zeros(len(index), dtype=np.int64)
+def aspect_buckets(
+    index: Index, sides: list[int], aspects: list[float] | None, multiple: int
+) -> tuple[list[list[tuple[int, int]]], NDArray[np.int64]]:
+    """(H, W) per side and aspect (squares without aspects); int64 [N], the aspect nearest in log to each sample's."""
+    buckets = [bucket_sizes(side, aspects, multiple) if aspects else [(side, side)] for side in sides]
+    if len(buckets[0]) == 1:
+        return buckets, np.zeros(len(index), dtype=np.int64)
     sizes = index.sizes()
     if (sizes == 0).any():
         raise ValueError(
-            f"{key}: {int((sizes == 0).any(1).sum())} samples lack a size in the index; run `mmtok shards check` "
-            "and take the bad samples out"
+            f"data.aspects: {int((sizes == 0).any(1).sum())} samples lack a size in the index; run `mmtok shards "
+            "check` and take the bad samples out"
         )
     aspect = np.log(sizes[:, 1] / sizes[:, 0])
-    return np.abs(aspect[:, None] - np.log([w / h for h, w in buckets])).argmin(1)
+    return buckets, np.abs(aspect[:, None] - np.log([w / h for h, w in buckets[0]])).argmin(1)

@@ -14,8 +14,7 @@ from mmtok.data.decode_video import DEFAULT_CAPS, EXTENSIONS, VideoCaps
 from mmtok.data.index import Index
 from mmtok.data.loader import TrainLoader
 from mmtok.data.reader import Reader
-from mmtok.data.shard_module import ShardModule, Source, check, nearest_bucket
-from mmtok.data.transforms import bucket_sizes
+from mmtok.data.shard_module import ShardModule, Source, aspect_buckets, check
 from mmtok.data.video import ClipCrop, Short, VideoItems
 
 
@@ -87,10 +86,7 @@ class VideoData(ShardModule):
 
     def groups(self, index: Index) -> list[tuple[NDArray[np.int64], list[tuple[int, ...]]]]:
         """Videos, which may take every length at every size, and images, of one frame; both by aspect."""
-        buckets = [[(side, side)] for side in self.image_sizes]
-        if self.aspects:
-            buckets = [bucket_sizes(side, self.aspects, self.multiple) for side in self.image_sizes]
-        nearest = nearest_bucket(index, buckets[0], "data.aspects")
+        buckets, nearest = aspect_buckets(index, self.image_sizes, self.aspects, self.multiple)
         images = _has(index, still.EXTENSIONS) & ~_has(index, EXTENSIONS)
         found: list[tuple[NDArray[np.int64], list[tuple[int, ...]]]] = []
         for (rows, frames), bucket in itertools.product(
