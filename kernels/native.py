@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import re
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 NAMES = ("avx512bf16", "avx512", "avx2", "portable")  # the numbers csrc/library.cpp gives the paths
-VERSION = 2  # of the C interface, as csrc/library.cpp states it
+VERSION = 3  # of the C interface, as csrc/library.cpp states it
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 _library: Any = None  # the loaded ctypes.CDLL
@@ -49,6 +50,8 @@ def _load() -> None:
         ("sums", integer, [integer, integer, *rows, number, pointer, pointer, number, pointer, pointer]),
         ("gather", integer,
          [integer, integer, pointer, number, pointer, pointer, number, number, number, integer, ctypes.c_float]),
+        ("activation", None, [integer, integer, pointer, pointer, number, integer, number, number, pointer, pointer]),
+        ("snake_backward", None, [integer, integer, *[pointer] * 3, number, number, number, *[pointer] * 3]),
         ("centres", None, [pointer, number, number, number, integer, pointer]),
         ("use_openmp", None, [pointer]),
         ("multiply_add_peak", ctypes.c_double, [integer, integer, number]),
@@ -144,6 +147,46 @@ def code_sums(x: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> tuple
         counts.data_ptr(), sums.data_ptr(),
     ))
     return counts, sums
+
+
+def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
+    x, inner = _laid_out(x)
+    alpha, inverse = alpha.float().contiguous(), inverse.float().contiguous()
+    y = torch.empty_like(x)
+    _library.mmtok_activation(
+        _selected, torch.get_num_threads(), x.data_ptr(), y.data_ptr(), x.numel(), DTYPES[x.dtype], x.shape[1], inner,
+        alpha.data_ptr(), inverse.data_ptr(),
+    )
+    return y
+
+
+def snake_backward(grad: Tensor, x: Tensor, alpha: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad, x = grad.float().contiguous(), x.float().contiguous()
+    alpha, inverse = alpha.float().contiguous(), inverse.float().contiguous()
+    dx, sums = torch.empty_like(x), torch.empty(*x.shape[:2], 2, dtype=torch.float64)
+    _library.mmtok_snake_backward(
+        _selected, torch.get_num_threads(), grad.data_ptr(), x.data_ptr(), dx.data_ptr(), x.shape[0] * x.shape[1],
+        x.shape[1], math.prod(x.shape[2:]), alpha.data_ptr(), inverse.data_ptr(), sums.data_ptr(),
+    )
+    first, second = sums.sum(0).unbind(1)
+    return dx, (first * inverse).float(), second.float()
+
+
+def elu(x: Tensor) -> Tensor:
+    x, _ = _laid_out(x)
+    y = torch.empty_like(x)
+    _library.mmtok_activation(
+        _selected, torch.get_num_threads(), x.data_ptr(), y.data_ptr(), x.numel(), DTYPES[x.dtype], 1, 1, None, None
+    )
+    return y
+
+
+def _laid_out(x: Tensor) -> tuple[Tensor, int]:
+    """x [B, C, ...] with channels first or last in memory, and how many values in a row share a channel."""
+    if x.dim() == 3 and x.shape[1] > 1 and x.stride(1) == 1:
+        return x.transpose(1, 2).contiguous().transpose(1, 2), 1
+    x = x.contiguous()
+    return x, max(1, math.prod(x.shape[2:]))
 
 
 def multiply_add_peak(path: str, threads: int, rounds: int) -> float:

@@ -118,3 +118,29 @@ def code_sums(x: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> tuple
     order = codes.argsort(stable=True)
     lengths = torch.bincount(codes, minlength=size)
     return counts, torch.segment_reduce(x.float()[order], "sum", lengths=lengths, axis=0)
+
+
+def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
+    """x [B, C, ...] + inverse sin^2(alpha x), in float32 inside."""
+    y = x.float()
+    return (y + _wide(inverse, x) * (_wide(alpha, x) * y).sin().square()).to(x.dtype)
+
+
+def snake_backward(grad: Tensor, x: Tensor, alpha: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients float32 of x [B, C, ...], alpha [C] and inverse [C]."""
+    grad, x = grad.float(), x.float()
+    wave = _wide(alpha, x) * x
+    twice, square = (2 * wave).sin(), wave.sin().square()
+    others = [axis for axis in range(x.dim()) if axis != 1]
+    d_alpha, d_inverse = (grad * x * twice).sum(others) * inverse, (grad * square).sum(others)
+    return grad * (1 + _wide(alpha * inverse, x) * twice), d_alpha, d_inverse
+
+
+def elu(x: Tensor) -> Tensor:
+    """max(x, e^min(x, 0) - 1)."""
+    return torch.nn.functional.elu(x)
+
+
+def _wide(values: Tensor, x: Tensor) -> Tensor:
+    """[C] -> [C, 1, ...] beside x [B, C, ...]."""
+    return values.float().view(-1, *[1] * (x.dim() - 2))

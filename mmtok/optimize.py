@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.nn.ahead import conv_piece
 from mmtok.nn.fast_video import speed_up
-from mmtok.nn.snake import Snake
+from mmtok.nn.stream import Causal, Stream
 from mmtok.nn.weight_norm import fold_weight_norm
 from mmtok.quantizers.residual import Residual
 from mmtok.tokenizer import Tokenizer
@@ -44,9 +45,7 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
         fold_weight_norm(network)
         for parent in list(network.modules()):
             for name, child in list(parent.named_children()):
-                if type(child) is Snake:
-                    setattr(parent, name, FrozenSnake(child))
-                elif packs and (packed := _packed(child, dtype)) is not None:
+                if packs and (packed := _packed(child, dtype)) is not None:
                     setattr(parent, name, packed)
                 elif dtype == torch.bfloat16 and isinstance(child, nn.LSTM):
                     child.to(dtype).register_forward_pre_hook(_halved)
@@ -66,10 +65,12 @@ def _packed(child: nn.Module, dtype: torch.dtype) -> nn.Module | None:
         return PackedLinear(child)
     if not isinstance(child, nn.Conv1d | nn.ConvTranspose1d) or child.groups != 1 or child.padding_mode != "zeros":
         return None
-    if type(child) is nn.Conv1d:
-        return PackedConv1d(child, dtype)
+    if isinstance(child, nn.Conv1d):
+        # oneDNN crashes on some that leave samples out or pad a single tap; no codec has them
+        odd = child.stride > child.kernel_size or (child.kernel_size == (1,) and child.padding != (0,))
+        return None if odd else PackedConv1d(child, dtype)
     # a tuple: transposed convolutions take no padding by name
-    if type(child) is nn.ConvTranspose1d and child.dilation == (1,) and child.output_padding <= tuple(child.padding):
+    if isinstance(child, nn.ConvTranspose1d) and child.dilation == (1,) and child.output_padding <= tuple(child.padding):
         return PackedConvTranspose1d(child, dtype)
     return None
 
@@ -85,19 +86,29 @@ class _Packed:
         self, weight: Tensor, bias: Tensor | None, padding: int, stride: int, dilation: int, dtype: torch.dtype
     ) -> None:
         self.dtype = dtype
+        self.outputs, _, self.taps = weight.shape
         self.sizes = [[0, padding], [1, stride], [1, dilation]]
         wide = weight.detach().to(dtype)[:, :, None].contiguous(memory_format=torch.channels_last)
         self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(wide.to_mkldnn(), *self.sizes, 1)  # type: ignore[call-arg,arg-type]
         self.bias = None if bias is None else bias.detach().to(dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[B, C, T] -> [B, O, T'] with channels last in memory."""
+    def __call__(self, x: Tensor, padded: bool = True) -> Tensor:
+        """[B, C, T] -> [B, O, T'] with channels last in memory; `padded` says whether zeros go around x."""
         wide = x[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
-        y = torch.ops.mkldnn._convolution_pointwise(wide, self.weight, self.bias, *self.sizes, 1, "none", [], "")
+        padding = self.sizes[0] if padded else [0, 0]
+        y = torch.ops.mkldnn._convolution_pointwise(
+            wide, self.weight, self.bias, padding, *self.sizes[1:], 1, "none", [], ""
+        )
         return y[:, :, 0]
 
+    def piece(self, owner: object, x: Tensor, stream: Stream) -> Tensor:
+        """The next piece of a signal."""
+        (_, padding), (_, stride), (_, dilation) = self.sizes
+        reach = (self.taps - 1) * dilation + 1
+        return conv_piece(owner, lambda y: self(y, False), x, stream, padding, stride, reach, self.outputs)
 
-class PackedConv1d(nn.Module):
+
+class PackedConv1d(Causal):
     """A frozen `nn.Conv1d` as oneDNN likes it: [B, C, T] -> [B, O, T'] of `dtype`, channels last in memory.
 
     Where gradients are asked for, it is the plain convolution.
@@ -110,13 +121,15 @@ class PackedConv1d(nn.Module):
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.packed = _Packed(conv.weight, conv.bias, conv.padding[0], conv.stride[0], conv.dilation[0], dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        if stream is not None:
+            return self.packed.piece(self, x, stream)
         if _plain(x):
             return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
         return self.packed(x)
 
 
-class PackedConvTranspose1d(nn.Module):
+class PackedConvTranspose1d(Causal):
     """A frozen `nn.ConvTranspose1d` as a convolution at the low rate: its channels are the S samples of each step.
 
     Samples t S + j see steps t, t - 1, ...: tap m of the convolution holds positions m S + j of the kernel.
@@ -135,14 +148,29 @@ class PackedConvTranspose1d(nn.Module):
         bias = None if conv.bias is None else conv.bias.detach().repeat(step)
         self.packed = _Packed(weight, bias, taps - 1, 1, 1, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        if stream is not None:
+            return self._piece(x, stream)
         if _plain(x):
             return F.conv_transpose1d(x, self.weight, self.bias, self.stride, self.padding, self.output_padding)
         (step,), (start,) = self.stride, self.padding
         length = (x.shape[2] - 1) * step - 2 * start + self.weight.shape[2] + self.output_padding[0]
-        # [B, T' / S, S * O] in memory is [B, T', O]
-        y = self.packed(x).transpose(1, 2).reshape(x.shape[0], -1, self.weight.shape[1])
-        return y[:, start : start + length].transpose(1, 2)
+        return self._samples(self.packed(x))[..., start : start + length]
+
+    def _piece(self, x: Tensor, stream: Stream) -> Tensor:
+        """Of steps of S samples those that are complete; the whole signal lacks `padding` samples at either end."""
+        (step,), (start,) = self.stride, self.padding
+        seen, given = stream.memory.get(self, (0, 0))
+        y = self._samples(self.packed.piece(self.packed, x, stream))
+        seen += x.shape[-1]
+        end = given + y.shape[-1]
+        last = (seen - 1) * step - start + self.weight.shape[2] + self.output_padding[0] if stream.last else end
+        stream.memory[self] = (seen, end)
+        return y[..., max(0, start - given) : max(0, last - given)]
+
+    def _samples(self, y: Tensor) -> Tensor:
+        """[B, S * O, n] -> [B, O, n * S]: channels last in memory, both are [B, n, S, O]."""
+        return y.transpose(1, 2).reshape(y.shape[0], -1, self.weight.shape[1]).transpose(1, 2)
 
 
 class PackedLinear(nn.Module):
@@ -158,23 +186,6 @@ class PackedLinear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed[0], self.bias, "none", [], "")
         return y
-
-
-class FrozenSnake(nn.Module):
-    """`Snake` with its factors computed beforehand and no more memory than it needs, in the type of its input."""
-
-    inverse: Tensor
-
-    def __init__(self, snake: Snake) -> None:
-        super().__init__()
-        self.alpha = snake.alpha
-        self.register_buffer("inverse", (snake.alpha.detach() + 1e-9).reciprocal(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            return x + self.inverse * (self.alpha * x).sin().square()
-        wave = self.alpha.to(x.dtype) * x
-        return torch.addcmul(x, self.inverse.to(x.dtype), wave.sin_().square_())
 
 
 def _plain(x: Tensor) -> bool:

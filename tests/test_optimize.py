@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import mmtok
 from mmtok import hub, importers
-from mmtok.optimize import FrozenSnake, PackedConv1d, PackedConvTranspose1d, PackedLinear, optimize
+from mmtok.optimize import PackedConv1d, PackedConvTranspose1d, PackedLinear, optimize
 
 ROOT = Path(__file__).parent / "golden" / "audio"
 FAMILIES = {
@@ -57,7 +57,6 @@ def test_streams_stay_equal():
 def test_gradients_still_pass_through_the_decoder():
     plain, x, _ = golden("dac")
     fast = optimize(golden("dac")[0])
-    assert any(isinstance(m, FrozenSnake) for m in fast.modules())
     z = plain.embed(plain.encode(x[:1])).detach()
     found = []
     for model in (plain, fast):

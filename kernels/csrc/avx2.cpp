@@ -15,6 +15,7 @@
 #define MMTOK_TILE 4  // 8 accumulators, 4 best scores, 2 codes, 1 row element: 15 of 16 registers
 #include "panels.inc"
 #include "search.inc"
+#include "activations.inc"
 #include "scatter.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

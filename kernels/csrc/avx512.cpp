@@ -15,6 +15,7 @@
 #define MMTOK_TILE 8  // 16 accumulators, 8 best scores, 2 codes, 1 row element: 27 of 32 registers
 #include "panels.inc"
 #include "search.inc"
+#include "activations.inc"
 #include "scatter.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

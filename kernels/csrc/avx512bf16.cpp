@@ -17,6 +17,7 @@
 #define MMTOK_HALVES
 #include "panels.inc"
 #include "search.inc"
+#include "activations.inc"
 #include "scatter.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

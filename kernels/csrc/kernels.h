@@ -35,6 +35,15 @@ struct Job {
   float* sum;
 };
 
+// An activation, element by element: x and y of one dtype and layout. Channel of value i: i / inner modulo `channels`.
+struct Wave {
+  const void* x;
+  void* y;
+  int64_t channels, inner;
+  const float *alpha, *inverse;  // [channels]; null where the activation has no factors
+  int32_t dtype;
+};
+
 // How a thread's scratch memory is divided.
 struct Plan {
   int64_t rows;   // rows of a chunk, a multiple of the tile height
@@ -54,6 +63,12 @@ struct Isa {
   // out [N, D] += alpha * sum over q of books[q, codes[n, q]] for rows begin..end
   void (*gather)(float* out, const int64_t* codes, const Books&, int64_t quantizers, float alpha, int64_t begin,
                  int64_t end);
+  // values begin..end; with inner == 1 `begin` and `end` are multiples of `channels`
+  void (*snake)(const Wave&, int64_t begin, int64_t end);
+  void (*elu)(const Wave&, int64_t begin, int64_t end);
+  // one row of `inner` values that share their factors: dx, and two sums of which the gradient of alpha is made
+  void (*snake_row_backward)(const float* grad, const float* x, float* dx, float alpha, float inverse, int64_t inner,
+                             double* sums);
   // `rounds` rounds of independent multiply-adds; the floating-point operations done
   double (*multiply_add)(int64_t rounds, float* sink);
 };

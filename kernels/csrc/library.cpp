@@ -21,6 +21,7 @@ namespace {
 
 constexpr size_t kScratch = 7 << 20;        // bytes for all threads of a call together; the promise is 8 MiB
 constexpr size_t kThreadScratch = 2 << 20;  // more only costs cache misses
+constexpr int64_t kPiece = 1 << 14;         // values of an activation a thread takes at once
 constexpr double kThreadWork = 4e6;         // multiply-adds worth starting a thread for (about 30 microseconds)
 
 std::atomic<int64_t> scratch_now{0}, scratch_peak{0};
@@ -138,7 +139,7 @@ bool outside(const int64_t* codes, const uint8_t* mask, int64_t count, int64_t s
 extern "C" {
 
 // native.py asks for this number: raise it there and here when a function or the meaning of an argument changes
-int mmtok_version() { return 2; }
+int mmtok_version() { return 3; }
 
 // null: threads of our own
 void mmtok_use_openmp(void* parallel_entry) {
@@ -212,6 +213,26 @@ int mmtok_gather(int path, int threads, float* out, int64_t count, const int64_t
     isa(path)->gather(out, codes, {books, nullptr, size, dim, book_dtype}, quantizers, alpha, low, high);
   });
   return 0;
+}
+
+// y = snake(x), or elu(x) where alpha is null; see Wave
+void mmtok_activation(int path, int threads, const void* x, void* y, int64_t count, int dtype, int64_t channels,
+                      int64_t inner, const float* alpha, const float* inverse) {
+  const Wave wave = {x, y, channels, inner, alpha, inverse, dtype};
+  const int64_t unit = alpha && inner == 1 ? channels : 1, piece = kPiece / unit > 0 ? kPiece / unit * unit : unit;
+  const auto run = alpha ? isa(path)->snake : isa(path)->elu;
+  parallel(useful_threads(threads, (double)count * 16), (count + piece - 1) / piece, [&](int64_t i) {
+    run(wave, i * piece, (i + 1) * piece < count ? (i + 1) * piece : count);
+  });
+}
+
+// of x [rows, inner], row r of channel r % channels; sums [rows, 2]
+void mmtok_snake_backward(int path, int threads, const float* grad, const float* x, float* dx, int64_t rows,
+                          int64_t channels, int64_t inner, const float* alpha, const float* inverse, double* sums) {
+  parallel(useful_threads(threads, (double)rows * inner * 32), rows, [&](int64_t r) {
+    isa(path)->snake_row_backward(grad + r * inner, x + r * inner, dx + r * inner, alpha[r % channels],
+                                  inverse[r % channels], inner, sums + 2 * r);
+  });
 }
 
 // floating-point operations a second of independent multiply-adds on `threads` threads

@@ -8,4 +8,5 @@
 #define MMTOK_TILE 4  // fits 16 registers
 #include "panels.inc"
 #include "search.inc"
+#include "activations.inc"
 #include "scatter.inc"

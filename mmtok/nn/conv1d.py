@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.nn.stream import Causal, Stream
+from mmtok.nn.stream import Causal, Stream, join
 from mmtok.nn.weight_norm import weight_norm
 
 Norm = Literal["weight_norm", "time_group_norm", "none"]
@@ -61,7 +61,7 @@ class SameConv1d(Causal):
     def _piece(self, x: Tensor, stream: Stream) -> Tensor:
         _check_streams(self)
         held, started = stream.memory.get(self, (x[..., :0], False))
-        x = torch.cat([held, x], -1)
+        x = join(held, x)
         if not started and stream.last and x.shape[-1]:
             stream.memory[self] = (x[..., :0], True)
             return self(x)
@@ -73,7 +73,7 @@ class SameConv1d(Causal):
         if stream.last:
             x = self._pad(x, 0, -(x.shape[-1] - self.left) % self.stride)
         frames = (x.shape[-1] - self.left) // self.stride
-        stream.memory[self] = (x[..., frames * self.stride :], True)
+        stream.memory[self] = (x[..., frames * self.stride :].clone(), True)  # a view would keep all of x
         if not frames:
             return x.new_zeros(x.shape[0], self.out_channels, 0)
         return self.conv(x[..., : self.left + frames * self.stride])
@@ -86,6 +86,9 @@ class SameConv1d(Causal):
             # zeros first, so that there is something to reflect; they are cut off again
             padded = F.pad(F.pad(x, (0, short)), (left, right), mode="reflect")
             return padded[..., : padded.shape[-1] - short]
+        if self.pad_mode == "constant":  # without filling all of the result with zeros first
+            ends = x.new_zeros(*x.shape[:2], max(left, right))
+            return join(ends[..., :left], x, ends[..., :right])
         if not x.is_contiguous():  # channels last (mmtok.optimize): padding over two axes keeps that layout
             return F.pad(x[:, :, None], (left, right, 0, 0), mode=self.pad_mode)[:, :, 0]
         return F.pad(x, (left, right), mode=self.pad_mode)
@@ -130,13 +133,12 @@ class SameConvTranspose1d(Causal):
         y = self.conv(x)
         held = stream.memory.get(self)
         if held is not None:
-            n = held.shape[-1]
-            y = torch.cat([y[..., :n] + held, y[..., n:]], -1)
+            y[..., : held.shape[-1]] += held  # fresh from the convolution, which does not need it again
         ready = x.shape[-1] * self.stride
         rest = y[..., ready:]
         if isinstance(bias := self.conv.bias, Tensor):
             rest = rest - bias[:, None]  # it is added again with the next piece
-        stream.memory[self] = rest
+        stream.memory[self] = rest.clone()
         return y[..., :ready]
 
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmtok.nn.ahead import AheadConv1d, AheadConvTranspose1d
 from mmtok.nn.seanet import ResidualLSTM
 from mmtok.nn.snake import AliasFree, Snake, SnakeBeta
+from mmtok.nn.stream import Causal, Stream, add_aligned, run, run_in_pieces
 from mmtok.nn.weight_norm import weight_norm
 from mmtok.nn.window_attention import WindowAttention
 
@@ -42,6 +44,7 @@ class DACEncoder(nn.Module):
         super().__init__()
         strides = [2, 4, 8, 8] if strides is None else strides
         self.stride = math.prod(strides)
+        self.width = width
         layers: list[nn.Module] = [_conv(1, width, 7, normed=normed)]
         for stride in strides:
             layers.append(DownStage(width, stride, depthwise, alias_free, normed))
@@ -56,10 +59,11 @@ class DACEncoder(nn.Module):
         else:
             layers += [_activation(width, alias_free), _conv(width, self.dim, 3, normed=normed)]
         self.layers = nn.Sequential(*layers)
+        self.local = window is None and not alias_free
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1, T] -> [B, D, F]."""
-        return self.layers(x)
+        return run_in_pieces(self.layers, x, self.width, self.stride) if self.local else self.layers(x)
 
 
 class DACDecoder(nn.Module):
@@ -92,17 +96,22 @@ class DACDecoder(nn.Module):
             layers.append(WindowAttention(width, window))
         if lstm:
             layers.append(ResidualLSTM(width, lstm))
-        for stride in strides:
+        self.widest = width  # values of the widest activation, a frame
+        for i, stride in enumerate(strides):
             layers.append(UpStage(width, stride, depthwise, noise, output_padding, alias_free, normed))
             width //= 2
+            self.widest = max(self.widest, width * math.prod(strides[: i + 1]))
         self.layers = nn.ModuleList([*layers, _activation(width, alias_free), _conv(width, 1, 7, normed=normed)])
         self.bound = nn.Tanh() if tanh else nn.Identity()
+        self.local = window is None and not alias_free
 
     def forward(self, z: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """[B, D, F] -> [B, 1, about F * stride]; noise of `noise_shapes`, None adds none."""
-        given = iter(noise or ())
+        if not noise:
+            return self.bound(run_in_pieces(self.layers, z, self.widest) if self.local else run(self.layers, z, None))
+        given = iter(noise)
         for layer in self.layers:
-            z = layer(z, next(given, None)) if isinstance(layer, UpStage) else layer(z)
+            z = layer(z, noise=next(given)) if isinstance(layer, UpStage) else layer(z)
         return self.bound(z)
 
     def noise_shapes(self, frames: int) -> list[tuple[int, int]]:
@@ -110,7 +119,7 @@ class DACDecoder(nn.Module):
         return [(1, frames * math.prod(self.strides[: i + 1])) for i in range(len(self.strides))] if self.noise else []
 
 
-class ResidualUnit(nn.Module):
+class ResidualUnit(Causal):
     """x + conv1(snake(conv7_dilated(snake(x))))."""
 
     def __init__(self, width: int, dilation: int, depthwise: bool, alias_free: bool, normed: bool) -> None:
@@ -123,28 +132,28 @@ class ResidualUnit(nn.Module):
             _conv(width, width, 1, normed=normed),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, width, T] -> [B, width, T]."""
-        return x + self.layers(x)
+        return add_aligned(self, x, run(self.layers, x, stream), stream)
 
 
-class DownStage(nn.Module):
+class DownStage(Causal):
     """Three residual units, Snake, a convolution of twice the stride that doubles the width."""
 
     def __init__(self, width: int, stride: int, depthwise: bool, alias_free: bool, normed: bool) -> None:
         super().__init__()
-        down = nn.Conv1d(width, 2 * width, 2 * stride, stride, padding=math.ceil(stride / 2))
+        down = AheadConv1d(width, 2 * width, 2 * stride, stride, padding=math.ceil(stride / 2))
         self.layers = nn.Sequential(
             *(ResidualUnit(width, dilation, depthwise, alias_free, normed) for dilation in DILATIONS),
             _activation(width, alias_free), weight_norm(down) if normed else down,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, width, T] -> [B, 2 * width, T / stride]."""
-        return self.layers(x)
+        return run(self.layers, x, stream)
 
 
-class UpStage(nn.Module):
+class UpStage(Causal):
     """Snake, a transposed convolution that halves the width, noise where it is asked for, three residual units."""
 
     def __init__(
@@ -152,7 +161,7 @@ class UpStage(nn.Module):
         normed: bool,
     ) -> None:
         super().__init__()
-        up = nn.ConvTranspose1d(
+        up = AheadConvTranspose1d(
             width, width // 2, 2 * stride, stride, padding=math.ceil(stride / 2),
             output_padding=stride % 2 if output_padding else 0,
         )
@@ -163,8 +172,10 @@ class UpStage(nn.Module):
             *(ResidualUnit(width, dilation, depthwise, alias_free, normed) for dilation in DILATIONS),
         ])
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None, noise: Tensor | None = None) -> Tensor:
         """[B, width, T] -> [B, width / 2, about T * stride]; noise [B, 1, T * stride]."""
+        if noise is None:
+            return run(self.layers, x, stream)
         for layer in self.layers:
             x = layer(x, noise) if isinstance(layer, NoiseBlock) else layer(x)
         return x
@@ -177,7 +188,7 @@ class NoiseBlock(nn.Module):
         super().__init__()
         self.linear = weight_norm(nn.Conv1d(width, width, 1, bias=False))
 
-    def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """x [B, width, T], noise [B, 1, T] or None for none."""
         return x if noise is None else x + noise * self.linear(x)
 
@@ -196,5 +207,5 @@ def _conv(
     inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1, normed: bool = True
 ) -> nn.Module:
     padding = (kernel - 1) * dilation // 2
-    conv = nn.Conv1d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups)
+    conv = AheadConv1d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups)
     return weight_norm(conv) if normed else conv

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmtok.nn.conv1d import Norm, PadMode, SameConv1d, SameConvTranspose1d
 from mmtok.nn.elu import ELU
 from mmtok.nn.snake import Snake
-from mmtok.nn.stream import Causal, Stream, add_aligned, run
+from mmtok.nn.stream import Causal, Stream, add_aligned, run, run_in_pieces
 
 
 class SEANetEncoder(Causal):
@@ -46,6 +46,7 @@ class SEANetEncoder(Causal):
         self.dim = dim
         self.channels = channels
         self.causal = causal and not bidirectional and norm != "time_group_norm"
+        self.width = n_filters
 
         def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> SameConv1d:
             return SameConv1d(inputs, outputs, size, stride, causal=causal, pad_mode=pad_mode, norm=norm)
@@ -69,6 +70,8 @@ class SEANetEncoder(Causal):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T] -> [B, D, F]."""
+        if stream is None and self.causal:
+            return run_in_pieces(self.layers, x, self.width, self.stride)
         return run(self.layers, x, stream)
 
 
@@ -87,6 +90,7 @@ class SEANetDecoder(Causal):
         self.dim = dim
         self.channels = channels
         self.causal = causal and norm != "time_group_norm" and trim_right_ratio == 1
+        self.width = n_filters
         width = n_filters * 2 ** len(ratios)
         layers: list[nn.Module] = [SameConv1d(dim, width, kernel, causal=causal, pad_mode=pad_mode, norm=norm)]
         if lstm:
@@ -108,6 +112,8 @@ class SEANetDecoder(Causal):
 
     def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, D, F] -> [B, C, F * stride]."""
+        if stream is None and self.causal:
+            return run_in_pieces(self.layers, z, self.width * self.stride)
         return run(self.layers, z, stream)
 
 

@@ -6,10 +6,41 @@ Legend: B batch, C channels, T time.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmtok.kernels import activations
+
+
+def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
+    """x [B, C, T] + inverse sin^2(alpha x), alpha and inverse [1, C, 1]; keeps only x for the backward pass."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in activations.TYPES:
+        return x + inverse * torch.sin(alpha * x).square()
+    if torch.is_grad_enabled() and (x.requires_grad or alpha.requires_grad or inverse.requires_grad):
+        return _Snake.apply(x, alpha, inverse)  # type: ignore[no-untyped-call,no-any-return]
+    return activations.snake(x, alpha.flatten(), inverse.flatten())
+
+
+class _Snake(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha, inverse)
+        return activations.snake(x, alpha.flatten(), inverse.flatten())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, alpha, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            wave = alpha * x
+            twice, square = (2 * wave).sin(), wave.sin().square()
+            factors = (grad * x * inverse * twice).sum((0, 2)), (grad * square).sum((0, 2))
+            dx = grad * (1 + alpha * inverse * twice)
+        else:
+            dx, *factors = activations.snake_backward(grad, x, alpha.flatten(), inverse.flatten())  # type: ignore[assignment]
+        return dx.to(x.dtype), *(f.view_as(alpha).to(alpha.dtype) for f in factors)
 
 
 class Snake(nn.Module):
@@ -21,7 +52,7 @@ class Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C, T]."""
-        return x + (self.alpha + 1e-9).reciprocal() * torch.sin(self.alpha * x).square()
+        return snake(x, self.alpha, (self.alpha + 1e-9).reciprocal())
 
 
 class SnakeBeta(nn.Module):
@@ -34,8 +65,8 @@ class SnakeBeta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C, T]."""
-        alpha, beta = self.alpha.exp()[:, None], self.beta.exp()[:, None]
-        return x + (beta + 1e-9).reciprocal() * torch.sin(alpha * x).square()
+        alpha, beta = self.alpha.exp()[None, :, None], self.beta.exp()[None, :, None]
+        return snake(x, alpha, (beta + 1e-9).reciprocal())
 
 
 class HalfSnake(nn.Module):

@@ -14,17 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+PIECE = 1 << 22  # values: 16 MB in float32
 
 
 class Stream:
     """What the modules of a network remember between two pieces of a signal.
 
-    memory  per module, tensors that are replaced, never changed in place
+    memory  per module (or part of one), tensors that are replaced, never changed in place
     last    the current piece ends the signal: pad its end as for a whole signal and hold nothing back
     """
 
     def __init__(self) -> None:
-        self.memory: dict[nn.Module, Any] = {}
+        self.memory: dict[object, Any] = {}
         self.last = False
 
     def next(self, last: bool = False) -> Stream:
@@ -36,7 +39,7 @@ class Stream:
 
 
 class Causal(nn.Module):
-    """Base of modules that take a stream: `forward(x [B, C, T], stream=None)`."""
+    """Base of modules that take a stream: `forward(x [B, C, T], stream=None)`. Those of `mmtok.nn.ahead` give out late."""
 
 
 def run(layers: Iterable[nn.Module], x: Tensor, stream: Stream | None) -> Tensor:
@@ -46,13 +49,46 @@ def run(layers: Iterable[nn.Module], x: Tensor, stream: Stream | None) -> Tensor
     return x
 
 
+def run_in_pieces(layers: Iterable[nn.Module], x: Tensor, width: int, unit: int = 1, values: int = PIECE) -> Tensor:
+    """A whole signal through causal layers, piece by piece, where no gradient is asked for: the result of `run`.
+
+    Activations of a long signal do not fit the caches of a CPU, and memory fresh from the system costs as much time as
+    the convolutions over few channels.
+
+    width   values that the widest activation has for one step of x
+    unit    pieces are multiples of it
+    values  of the widest activation in a piece
+    """
+    step = max(1, values // (len(x) * width) // unit) * unit
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[-1] <= step:
+        return run(layers, x, None)
+    layers = list(layers)
+    stream, parts = Stream(), []
+    with parametrize.cached():  # weight normalization once, not once a piece
+        for at in range(0, x.shape[-1], step):
+            stream.last = at + step >= x.shape[-1]
+            parts.append(run(layers, x[..., at : at + step], stream))
+    return join(*parts)
+
+
+def join(*parts: Tensor) -> Tensor:
+    """[B, C, T_i] end to end, in the memory layout of the longest."""
+    parts = tuple(part for part in parts if part.shape[-1]) or parts[-1:]
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(parts, key=lambda part: part.shape[-1])
+    if longest.stride(1) == 1 and longest.shape[1] > 1:  # channels last
+        return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
+    return torch.cat(parts, -1)
+
+
 def add_aligned(owner: nn.Module, a: Tensor, b: Tensor, stream: Stream | None) -> Tensor:
     """a + b [B, C, T] where one of two branches may be ahead of the other; the surplus waits in the stream."""
     if stream is None:
         return a + b
     held = stream.memory.get(owner)
     if held is not None:
-        a, b = torch.cat([held[0], a], -1), torch.cat([held[1], b], -1)
+        a, b = join(held[0], a), join(held[1], b)
     n = min(a.shape[-1], b.shape[-1])
-    stream.memory[owner] = (a[..., n:], b[..., n:])
+    stream.memory[owner] = (a[..., n:].clone(), b[..., n:].clone())  # a view would keep all of them
     return a[..., :n] + b[..., :n]
