@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.nn.ahead import conv_piece
+from mmtok.nn.dac import ResidualUnit
 from mmtok.nn.fast_video import speed_up
-from mmtok.nn.stream import Causal, Stream
+from mmtok.nn.stream import Causal, Stream, aligned, run
 from mmtok.nn.weight_norm import fold_weight_norm
 from mmtok.quantizers.residual import Residual
 from mmtok.tokenizer import Tokenizer
@@ -49,6 +50,10 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
                     setattr(parent, name, packed)
                 elif dtype == torch.bfloat16 and isinstance(child, nn.LSTM):
                     child.to(dtype).register_forward_pre_hook(_halved)
+        for parent in list(network.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ResidualUnit) and isinstance(child.layers[-1], PackedConv1d):
+                    setattr(parent, name, PackedUnit(child))
         if packs:
             speed_up(network, dtype)
         if dtype == torch.bfloat16:
@@ -101,6 +106,15 @@ class _Packed:
         )
         return y[:, :, 0]
 
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """total [B, O, T'] + the convolution of x [B, C, T]; in place where `total` has the layout and the type."""
+        wide = x[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
+        total = total[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            total, wide, self.weight, self.bias, *self.sizes, 1, "add", 1.0, None, [], None
+        )
+        return total[:, :, 0]
+
     def piece(self, owner: object, x: Tensor, stream: Stream) -> Tensor:
         """The next piece of a signal."""
         (_, padding), (_, stride), (_, dilation) = self.sizes
@@ -127,6 +141,20 @@ class PackedConv1d(Causal):
         if _plain(x):
             return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
         return self.packed(x)
+
+
+class PackedUnit(Causal):
+    """A residual unit of `mmtok.nn.dac` whose last convolution, of one tap, adds to its input in place."""
+
+    def __init__(self, unit: ResidualUnit) -> None:
+        super().__init__()
+        self.layers = unit.layers
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        *inner, last = self.layers
+        x, y = aligned(self, x, run(inner, x, stream), stream)
+        assert isinstance(last, PackedConv1d)
+        return x + last(y) if _plain(y) else last.packed.add_to(x, y)
 
 
 class PackedConvTranspose1d(Causal):

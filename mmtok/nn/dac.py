@@ -44,11 +44,12 @@ class DACEncoder(nn.Module):
         super().__init__()
         strides = [2, 4, 8, 8] if strides is None else strides
         self.stride = math.prod(strides)
-        self.width = width
         layers: list[nn.Module] = [_conv(1, width, 7, normed=normed)]
+        self.widths, rate = [float(width)], 1.0
         for stride in strides:
             layers.append(DownStage(width, stride, depthwise, alias_free, normed))
-            width *= 2
+            self.widths.append(width * rate)
+            width, rate = 2 * width, rate / stride
         if lstm:
             layers.append(ResidualLSTM(width, lstm))
         if window is not None:
@@ -59,11 +60,12 @@ class DACEncoder(nn.Module):
         else:
             layers += [_activation(width, alias_free), _conv(width, self.dim, 3, normed=normed)]
         self.layers = nn.Sequential(*layers)
+        self.widths += [width * rate] * (len(layers) - len(self.widths))
         self.local = window is None and not alias_free
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1, T] -> [B, D, F]."""
-        return run_in_pieces(self.layers, x, self.width, self.stride) if self.local else self.layers(x)
+        return run_in_pieces(list(self.layers), x, self.widths) if self.local else self.layers(x)
 
 
 class DACDecoder(nn.Module):
@@ -96,19 +98,22 @@ class DACDecoder(nn.Module):
             layers.append(WindowAttention(width, window))
         if lstm:
             layers.append(ResidualLSTM(width, lstm))
-        self.widest = width  # values of the widest activation, a frame
-        for i, stride in enumerate(strides):
+        self.widths, rate = [float(width)] * len(layers), 1
+        for stride in strides:
             layers.append(UpStage(width, stride, depthwise, noise, output_padding, alias_free, normed))
-            width //= 2
-            self.widest = max(self.widest, width * math.prod(strides[: i + 1]))
+            self.widths.append(float(width * rate))
+            width, rate = width // 2, rate * stride
+            self.widths[-1] = max(self.widths[-1], float(width * rate))
         self.layers = nn.ModuleList([*layers, _activation(width, alias_free), _conv(width, 1, 7, normed=normed)])
+        self.widths += [float(width * rate)] * 2
         self.bound = nn.Tanh() if tanh else nn.Identity()
         self.local = window is None and not alias_free
 
     def forward(self, z: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """[B, D, F] -> [B, 1, about F * stride]; noise of `noise_shapes`, None adds none."""
         if not noise:
-            return self.bound(run_in_pieces(self.layers, z, self.widest) if self.local else run(self.layers, z, None))
+            layers = list(self.layers)
+            return self.bound(run_in_pieces(layers, z, self.widths) if self.local else run(layers, z, None))
         given = iter(noise)
         for layer in self.layers:
             z = layer(z, noise=next(given)) if isinstance(layer, UpStage) else layer(z)

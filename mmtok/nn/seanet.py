@@ -46,14 +46,16 @@ class SEANetEncoder(Causal):
         self.dim = dim
         self.channels = channels
         self.causal = causal and not bidirectional and norm != "time_group_norm"
-        self.width = n_filters
 
         def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> SameConv1d:
             return SameConv1d(inputs, outputs, size, stride, causal=causal, pad_mode=pad_mode, norm=norm)
 
-        width = n_filters
+        width, rate = n_filters, 1.0
         layers: list[nn.Module] = [conv(channels, width, kernel)]
+        self.widths = [float(width)]
         for ratio in reversed(ratios):
+            self.widths += [width * rate] * (n_residual + 2)
+            rate /= ratio
             layers += [
                 ResidualBlock(
                     width, residual_kernel, dilation_base**i, compress, conv_shortcut, snake, causal, pad_mode, norm
@@ -67,11 +69,12 @@ class SEANetEncoder(Causal):
             width *= 2 if bidirectional else 1
         layers += [_activation(snake, width), conv(width, dim, last_kernel)]
         self.layers = nn.ModuleList(layers)
+        self.widths += [width * rate] * (len(layers) - len(self.widths))
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T] -> [B, D, F]."""
         if stream is None and self.causal:
-            return run_in_pieces(self.layers, x, self.width, self.stride)
+            return run_in_pieces(list(self.layers), x, self.widths)
         return run(self.layers, x, stream)
 
 
@@ -90,17 +93,20 @@ class SEANetDecoder(Causal):
         self.dim = dim
         self.channels = channels
         self.causal = causal and norm != "time_group_norm" and trim_right_ratio == 1
-        self.width = n_filters
         width = n_filters * 2 ** len(ratios)
         layers: list[nn.Module] = [SameConv1d(dim, width, kernel, causal=causal, pad_mode=pad_mode, norm=norm)]
         if lstm:
             layers.append(ResidualLSTM(width, lstm))
+        self.widths, rate = [float(width)] * len(layers), 1.0
         for ratio in ratios:
+            self.widths.append(width * rate)
+            rate *= ratio
             up = SameConvTranspose1d(
                 width, width // 2, 2 * ratio, ratio, causal=causal, trim_right_ratio=trim_right_ratio, norm=norm
             )
             layers += [_activation(snake, width), up]
             width //= 2
+            self.widths += [width * rate] * (1 + n_residual)
             layers += [
                 ResidualBlock(
                     width, residual_kernel, dilation_base**i, compress, conv_shortcut, snake, causal, pad_mode, norm
@@ -109,11 +115,12 @@ class SEANetDecoder(Causal):
             ]
         last = SameConv1d(width, channels, last_kernel, causal=causal, pad_mode=pad_mode, norm=norm)
         self.layers = nn.ModuleList([*layers, _activation(snake, width), last])
+        self.widths += [width * rate] * 2
 
     def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, D, F] -> [B, C, F * stride]."""
         if stream is None and self.causal:
-            return run_in_pieces(self.layers, z, self.width * self.stride)
+            return run_in_pieces(list(self.layers), z, self.widths)
         return run(self.layers, z, stream)
 
 

@@ -9,7 +9,8 @@ zero included; what comes out of all pieces, laid end to end, equals the output 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,26 +50,29 @@ def run(layers: Iterable[nn.Module], x: Tensor, stream: Stream | None) -> Tensor
     return x
 
 
-def run_in_pieces(layers: Iterable[nn.Module], x: Tensor, width: int, unit: int = 1, values: int = PIECE) -> Tensor:
-    """A whole signal through causal layers, piece by piece, where no gradient is asked for: the result of `run`.
+def run_in_pieces(layers: Sequence[nn.Module], x: Tensor, widths: Sequence[float], values: int = PIECE) -> Tensor:
+    """A whole signal [B, C, T] through layers that take streams: the result of `run`. Where no gradient is asked for,
+    those with large activations see it piece by piece.
 
     Activations of a long signal do not fit the caches of a CPU, and memory fresh from the system costs as much time as
-    the convolutions over few channels.
+    the convolutions over few channels. Deep layers, with few frames and many channels, are better off with all of it.
 
-    width   values that the widest activation has for one step of x
-    unit    pieces are multiples of it
-    values  of the widest activation in a piece
+    widths  values of the largest activation of each layer for a step of x
+    values  of the largest activation in a piece
     """
-    step = max(1, values // (len(x) * width) // unit) * unit
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[-1] <= step:
+    sizes = [len(x) * x.shape[-1] * width for width in widths]
+    large = [i for i, size in enumerate(sizes) if size > values]
+    if not large or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return run(layers, x, None)
-    layers = list(layers)
+    first, last = large[0], large[-1] + 1
+    x = run(layers[:first], x, None)
+    step = math.ceil(x.shape[-1] / math.ceil(max(sizes) / values))
     stream, parts = Stream(), []
     with parametrize.cached():  # weight normalization once, not once a piece
         for at in range(0, x.shape[-1], step):
             stream.last = at + step >= x.shape[-1]
-            parts.append(run(layers, x[..., at : at + step], stream))
-    return join(*parts)
+            parts.append(run(layers[first:last], x[..., at : at + step], stream))
+    return run(layers[last:], join(*parts), None)
 
 
 def join(*parts: Tensor) -> Tensor:
@@ -84,11 +88,17 @@ def join(*parts: Tensor) -> Tensor:
 
 def add_aligned(owner: nn.Module, a: Tensor, b: Tensor, stream: Stream | None) -> Tensor:
     """a + b [B, C, T] where one of two branches may be ahead of the other; the surplus waits in the stream."""
+    a, b = aligned(owner, a, b, stream)
+    return a + b
+
+
+def aligned(owner: nn.Module, a: Tensor, b: Tensor, stream: Stream | None) -> tuple[Tensor, Tensor]:
+    """What both branches have, with what waited; the surplus waits in the stream."""
     if stream is None:
-        return a + b
+        return a, b
     held = stream.memory.get(owner)
     if held is not None:
         a, b = join(held[0], a), join(held[1], b)
     n = min(a.shape[-1], b.shape[-1])
     stream.memory[owner] = (a[..., n:].clone(), b[..., n:].clone())  # a view would keep all of them
-    return a[..., :n] + b[..., :n]
+    return a[..., :n], b[..., :n]
