@@ -29,7 +29,7 @@ setup(
             "mmtok.kernels._native",
             sources=[f"{CSRC}/{name}.cpp" for name in ("library", "avx512bf16", "avx512", "avx2", "portable")],
             depends=[f"{CSRC}/{name}" for name in ("kernels.h", "panels.inc", "search.inc", "halves.inc",
-                                                   "activations.inc", "scatter.inc")],
+                                                   "activations.inc", "attention.inc", "scatter.inc")],
             extra_compile_args=["-O3", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-pthread",
                                 "-fvisibility=default", "-Wno-psabi"],
             extra_link_args=["-pthread"],

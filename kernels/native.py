@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 NAMES = ("avx512bf16", "avx512", "avx2", "portable")  # the numbers csrc/library.cpp gives the paths
-VERSION = 3  # of the C interface, as csrc/library.cpp states it
+VERSION = 4  # of the C interface, as csrc/library.cpp states it
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 _library: Any = None  # the loaded ctypes.CDLL
@@ -52,6 +52,8 @@ def _load() -> None:
          [integer, integer, pointer, number, pointer, pointer, number, number, number, integer, ctypes.c_float]),
         ("activation", None, [integer, integer, pointer, pointer, number, integer, number, number, pointer, pointer]),
         ("snake_backward", None, [integer, integer, *[pointer] * 3, number, number, number, *[pointer] * 3]),
+        ("attention", integer,
+         [integer, integer, *[pointer] * 5, *[number] * 5, ctypes.c_float, integer]),
         ("centres", None, [pointer, number, number, number, integer, pointer]),
         ("use_openmp", None, [pointer]),
         ("multiply_add_peak", ctypes.c_double, [integer, integer, number]),
@@ -179,6 +181,18 @@ def elu(x: Tensor) -> Tensor:
         _selected, torch.get_num_threads(), x.data_ptr(), y.data_ptr(), x.numel(), DTYPES[x.dtype], 1, 1, None, None
     )
     return y
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    batch, heads, queries, dim = q.shape
+    out = q.new_empty(batch, queries, heads, dim)
+    strides = (ctypes.c_int64 * 9)(*(s for x in (q, k, v) for s in x.stride()[:3]))
+    _check(_library.mmtok_attention(
+        _selected, torch.get_num_threads(), q.data_ptr(), k.data_ptr(), v.data_ptr(), strides, out.data_ptr(), batch,
+        heads, queries, k.shape[2], dim, scale, DTYPES[q.dtype],
+    ))
+    return out.transpose(1, 2)
 
 
 def _laid_out(x: Tensor) -> tuple[Tensor, int]:

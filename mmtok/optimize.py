@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.nn.ahead import conv_piece
+from mmtok.nn.attention import MLP
 from mmtok.nn.dac import ResidualUnit
 from mmtok.nn.fast_video import speed_up
 from mmtok.nn.stream import Causal, Stream, aligned, run
@@ -54,6 +55,8 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
             for name, child in list(parent.named_children()):
                 if isinstance(child, ResidualUnit) and isinstance(child.layers[-1], PackedConv1d):
                     setattr(parent, name, PackedUnit(child))
+                elif isinstance(child, MLP) and isinstance(child.up, PackedLinear):
+                    setattr(parent, name, PackedMLP(child))
         if packs:
             speed_up(network, dtype)
         if dtype == torch.bfloat16:
@@ -66,8 +69,8 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
 
 
 def _packed(child: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    if type(child) is nn.Linear and dtype == torch.float32:  # in bfloat16 autocast does it
-        return PackedLinear(child)
+    if type(child) is nn.Linear:
+        return PackedLinear(child, dtype)
     if not isinstance(child, nn.Conv1d | nn.ConvTranspose1d) or child.groups != 1 or child.padding_mode != "zeros":
         return None
     if isinstance(child, nn.Conv1d):
@@ -75,9 +78,8 @@ def _packed(child: nn.Module, dtype: torch.dtype) -> nn.Module | None:
         odd = child.stride > child.kernel_size or (child.kernel_size == (1,) and child.padding != (0,))
         return None if odd else PackedConv1d(child, dtype)
     # a tuple: transposed convolutions take no padding by name
-    if isinstance(child, nn.ConvTranspose1d) and child.dilation == (1,) and child.output_padding <= tuple(child.padding):
-        return PackedConvTranspose1d(child, dtype)
-    return None
+    fits = child.dilation == (1,) and child.output_padding <= tuple(child.padding)
+    return PackedConvTranspose1d(child, dtype) if fits else None
 
 
 def _halved(lstm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -202,18 +204,36 @@ class PackedConvTranspose1d(Causal):
 
 
 class PackedLinear(nn.Module):
-    """A frozen `nn.Linear` by oneDNN's inner product: float32 [..., C] -> [..., O]."""
+    """A frozen `nn.Linear` by oneDNN's inner product: [..., C] -> [..., O] of `dtype`."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.packed = (torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None),)
+        self.dtype = dtype
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        # a tuple hides tensors from state_dict
+        self.packed = (torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None), bias)
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """`gelu` applies the exact GELU to the result."""
+        if _plain(x) or not x.numel():
+            plain = F.linear(x, self.weight, self.bias)
+            return F.gelu(plain) if gelu else plain
+        after = "gelu" if gelu else "none"
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), *self.packed, after, [], "none")
+        return y
+
+
+class PackedMLP(nn.Module):
+    """`mmtok.nn.attention.MLP` with GELU inside the first product."""
+
+    def __init__(self, mlp: MLP) -> None:
+        super().__init__()
+        self.up, self.down = mlp.up, mlp.down
 
     def forward(self, x: Tensor) -> Tensor:
-        if _plain(x) or x.dtype != torch.float32:
-            return F.linear(x, self.weight, self.bias)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed[0], self.bias, "none", [], "")
-        return y
+        """[..., D] -> [..., D]."""
+        return self.down(self.up(x, gelu=True))  # type: ignore[no-any-return]
 
 
 def _plain(x: Tensor) -> bool:

@@ -18,6 +18,7 @@
 #include "panels.inc"
 #include "search.inc"
 #include "activations.inc"
+#include "attention.inc"
 #include "scatter.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

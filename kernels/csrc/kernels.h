@@ -44,6 +44,23 @@ struct Wave {
   int32_t dtype;
 };
 
+// [B, H, L, D] with element strides, D without gaps
+struct Heads {
+  const void* data;
+  int64_t batch, head, row;
+};
+
+constexpr int64_t kQueries = 64;  // of a head that a thread takes at once; a multiple of every tile height
+
+// softmax(scale q k^T) v; out [B, L, H, D] without gaps; the scale holds log2(e)
+struct Attend {
+  Heads q, k, v;
+  void* out;
+  int64_t heads, queries, keys, dim;
+  float scale;
+  int32_t dtype;
+};
+
 // How a thread's scratch memory is divided.
 struct Plan {
   int64_t rows;   // rows of a chunk, a multiple of the tile height
@@ -69,6 +86,11 @@ struct Isa {
   // one row of `inner` values that share their factors: dx, and two sums of which the gradient of alpha is made
   void (*snake_row_backward)(const float* grad, const float* x, float* dx, float alpha, float inverse, int64_t inner,
                              double* sums);
+  // of head `index` (of all batches): bytes of its packed keys and values, their packing, and queries begin..end
+  size_t (*attention_bytes)(const Attend&);
+  void (*attention_pack)(const Attend&, int64_t index, char* packed);
+  size_t (*attention_scratch)(const Attend&);
+  void (*attention)(const Attend&, int64_t index, int64_t begin, int64_t end, const char* packed, char* scratch);
   // `rounds` rounds of independent multiply-adds; the floating-point operations done
   double (*multiply_add)(int64_t rounds, float* sink);
 };

@@ -22,6 +22,7 @@ namespace {
 constexpr size_t kScratch = 7 << 20;        // bytes for all threads of a call together; the promise is 8 MiB
 constexpr size_t kThreadScratch = 2 << 20;  // more only costs cache misses
 constexpr int64_t kPiece = 1 << 14;         // values of an activation a thread takes at once
+constexpr size_t kPacked = 32 << 20;        // bytes of packed keys and values at once, unless one head has more
 constexpr double kThreadWork = 4e6;         // multiply-adds worth starting a thread for (about 30 microseconds)
 
 std::atomic<int64_t> scratch_now{0}, scratch_peak{0};
@@ -139,7 +140,7 @@ bool outside(const int64_t* codes, const uint8_t* mask, int64_t count, int64_t s
 extern "C" {
 
 // native.py asks for this number: raise it there and here when a function or the meaning of an argument changes
-int mmtok_version() { return 3; }
+int mmtok_version() { return 4; }
 
 // null: threads of our own
 void mmtok_use_openmp(void* parallel_entry) {
@@ -233,6 +234,42 @@ void mmtok_snake_backward(int path, int threads, const float* grad, const float*
     isa(path)->snake_row_backward(grad + r * inner, x + r * inner, dx + r * inner, alpha[r % channels],
                                   inverse[r % channels], inner, sums + 2 * r);
   });
+}
+
+// 1: no memory. Strides in elements: batch, head, row of q, k and v
+int mmtok_attention(int path, int threads, const void* q, const void* k, const void* v, const int64_t* strides,
+                    void* out, int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t dim, float scale,
+                    int dtype) {
+  const int64_t* s = strides;
+  const Attend job = {{q, s[0], s[1], s[2]}, {k, s[3], s[4], s[5]}, {v, s[6], s[7], s[8]}, out, heads, queries, keys,
+                      dim, scale * 1.44269504f, dtype};
+  const Isa* table = isa(path);
+  const int64_t all = batch * heads, chunks = (queries + kQueries - 1) / kQueries;
+  const size_t bytes = (table->attention_bytes(job) + 63) / 64 * 64;
+  threads = useful_threads(threads, 2.0 * (double)all * queries * keys * dim);
+  int64_t group = (int64_t)(kPacked / bytes);
+  group = group < threads ? threads : group;
+  if (group > all) group = all;
+  Scratch packed((size_t)group * bytes, false);
+  if (!packed.get()) return 1;
+  std::atomic<int> failed{0};
+  for (int64_t first = 0; first < all; first += group) {
+    const int64_t count = first + group < all ? group : all - first;
+    parallel(threads, count, [&](int64_t i) { table->attention_pack(job, first + i, packed.get() + i * bytes); });
+    std::atomic<int64_t> next{0};
+    parallel(threads, threads, [&](int64_t) {
+      Scratch scratch(table->attention_scratch(job), threads <= kKept);
+      if (!scratch.get()) {
+        failed = 1;
+        return;
+      }
+      for (int64_t i; (i = next++) < count * chunks;) {
+        const int64_t begin = i % chunks * kQueries, end = begin + kQueries < queries ? begin + kQueries : queries;
+        table->attention(job, first + i / chunks, begin, end, packed.get() + i / chunks * bytes, scratch.get());
+      }
+    });
+  }
+  return failed;
 }
 
 // floating-point operations a second of independent multiply-adds on `threads` threads

@@ -9,4 +9,5 @@
 #include "panels.inc"
 #include "search.inc"
 #include "activations.inc"
+#include "attention.inc"
 #include "scatter.inc"

@@ -39,7 +39,7 @@ class AheadConvTranspose1d(nn.ConvTranspose1d, Causal):
         """A whole signal, or the next piece of one."""
         if stream is None:
             return super().forward(x)
-        (step,), (start,), (more,) = self.stride, self.padding, self.output_padding
+        (step,), (more,), start = self.stride, self.output_padding, int(self.padding[0])
         assert more <= start, "a stream cannot give samples behind the last kernel"
         held, skip = stream.memory.get(self, (None, start))
         ready = x.shape[-1] * step

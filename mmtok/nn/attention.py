@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmtok.kernels.attention import attention
+
 
 def key_mask(valid: Tensor) -> Tensor:
     """bool [B, 1, 1, L] attention mask from bool [B, L]: nobody looks at positions that are not valid."""
@@ -52,7 +54,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, L, D] -> [B, L, D]; mask bool, broadcastable to [B, H, L, L]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = attention(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.kernels.attention import attention
 from mmtok.nn.attention import attend
 from mmtok.nn.conv3d import PointConv3d
 from mmtok.nn.stream import Causal, Stream
@@ -30,7 +30,7 @@ class FrameAttention(nn.Module):
             return x
         y = self.norm(x)
         q, k, v = (proj(y).permute(0, 2, 3, 4, 1).flatten(2, 3) for proj in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v).unflatten(2, x.shape[3:])
+        y = attention(q, k, v).unflatten(2, x.shape[3:])
         return x + self.out(y.permute(0, 4, 1, 2, 3))
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmtok.kernels.attention import attention
 from mmtok.nn.attention import MLP
 from mmtok.nn.stream import Causal, Stream
 from mmtok.nn.window_attention import rotary_angles, rotate_halves
@@ -174,7 +175,10 @@ class BlockLayer(nn.Module):
             )
             k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
         rate = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+        if mask is None and not rate:
+            y = attention(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmtok.kernels.attention import attention
 from mmtok.nn.magvit2d import AdaptiveNorm2d
 
 
@@ -198,7 +199,7 @@ class Attention2d(nn.Module):
         """[B, C, h, w] -> [B, C, h, w]."""
         y = self.norm(x)
         q, k, v = (proj(y).flatten(2).transpose(1, 2)[:, None] for proj in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = attention(q, k, v)
         return x + self.out(y[:, 0].transpose(1, 2).unflatten(2, x.shape[2:]))
 
 

@@ -67,8 +67,8 @@ class RepeatConv3d(CausalConv3d):
 
 
 def repeat_time(x: Tensor) -> Tensor:
-    """[B, C, T, H, W] -> [B, C, 2 T, H, W]."""
-    return x.repeat_interleave(2, 2)
+    """[B, C, T, H, W] -> [B, C, 2 T, H, W], channels last in memory."""
+    return x.movedim(1, -1).repeat_interleave(2, 1).movedim(-1, 1)
 
 
 def repeat_space(x: Tensor) -> Tensor:

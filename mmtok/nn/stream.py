@@ -40,7 +40,7 @@ class Stream:
 
 
 class Causal(nn.Module):
-    """Base of modules that take a stream: `forward(x [B, C, T], stream=None)`. Those of `mmtok.nn.ahead` give out late."""
+    """Base of modules that take a stream: `forward(x [B, C, T], stream=None)`. `mmtok.nn.ahead`'s give out late."""
 
 
 def run(layers: Iterable[nn.Module], x: Tensor, stream: Stream | None) -> Tensor:
