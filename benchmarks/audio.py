@@ -226,7 +226,11 @@ def training_steps(side: str, count: int = 4) -> tuple[float, float]:
     """Median seconds of a generator step of DAC 24 kHz on 2 crops of .4 s, and MB at the peak of the process."""
     torch.manual_seed(0)
     peer = dac_transformers()
-    model = peer.model.train() if side == "transformers" else ours(peer).train()
+    if side == "transformers":
+        model = peer.model.train()
+        model.apply_weight_norm()  # DAC trains with it; transformers' model leaves it to the caller
+    else:
+        model = ours(peer).train()
     del peer  # its weights must not count for ours
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     times = []

@@ -140,7 +140,7 @@ class PackedConv1d(Causal):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         if stream is not None:
             return self.packed.piece(self, x, stream)
-        if _plain(x):
+        if _plain(x, self.packed.dtype):
             return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
         return self.packed(x)
 
@@ -156,7 +156,7 @@ class PackedUnit(Causal):
         *inner, last = self.layers
         x, y = aligned(self, x, run(inner, x, stream), stream)
         assert isinstance(last, PackedConv1d)
-        return x + last(y) if _plain(y) else last.packed.add_to(x, y)
+        return x + last(y) if _plain(y, last.packed.dtype) else last.packed.add_to(x, y)
 
 
 class PackedConvTranspose1d(Causal):
@@ -181,7 +181,7 @@ class PackedConvTranspose1d(Causal):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         if stream is not None:
             return self._piece(x, stream)
-        if _plain(x):
+        if _plain(x, self.packed.dtype):
             return F.conv_transpose1d(x, self.weight, self.bias, self.stride, self.padding, self.output_padding)
         (step,), (start,) = self.stride, self.padding
         length = (x.shape[2] - 1) * step - 2 * start + self.weight.shape[2] + self.output_padding[0]
@@ -216,7 +216,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         """`gelu` applies the exact GELU to the result."""
-        if _plain(x) or not x.numel():
+        if _plain(x, self.dtype) or not x.numel():
             plain = F.linear(x, self.weight, self.bias)
             return F.gelu(plain) if gelu else plain
         after = "gelu" if gelu else "none"
@@ -236,6 +236,8 @@ class PackedMLP(nn.Module):
         return self.down(self.up(x, gelu=True))  # type: ignore[no-any-return]
 
 
-def _plain(x: Tensor) -> bool:
-    """Whether packed weights cannot be used: gradients, another device."""
-    return (torch.is_grad_enabled() and x.requires_grad) or x.device.type != "cpu"
+def _plain(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether packed weights cannot be used: gradients, another device, a part that switches half precision off."""
+    if (torch.is_grad_enabled() and x.requires_grad) or x.device.type != "cpu":
+        return True
+    return x.dtype != dtype and not torch.is_autocast_enabled("cpu") and dtype != torch.float32

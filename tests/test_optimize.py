@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import mmtok
 from mmtok import hub, importers
-from mmtok.optimize import PackedConv1d, PackedConvTranspose1d, PackedLinear, optimize
+from mmtok.nn.attention import MLP
+from mmtok.optimize import PackedConv1d, PackedConvTranspose1d, PackedLinear, PackedMLP, optimize
 
 ROOT = Path(__file__).parent / "golden" / "audio"
 FAMILIES = {
@@ -82,6 +83,22 @@ def test_half_precision_is_near():
     assert float(first) > 0.5
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not compute in bfloat16")
+@pytest.mark.parametrize("name", ["speech-tiny", "video-tiny", "image-tiny"])
+@torch.no_grad()
+def test_half_precision_of_what_ships(name):
+    plain, fast = mmtok.load(name), mmtok.load(name, optimize=True, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    x = {
+        "audio": lambda: 0.3 * torch.sin(torch.arange(8000) * 0.05)[None, None],
+        "video": lambda: torch.rand(1, 3, 5, 32, 40) * 2 - 1, "image": lambda: torch.rand(1, 3, 64, 64) * 2 - 1,
+    }[plain.modality]()  # fmt: skip
+    tokens = plain.encode(x)
+    theirs, ours = plain.decode(tokens), fast.decode(tokens)
+    assert float((ours - theirs).square().mean()) < 1e-2 * float(theirs.square().mean())
+    fast.encode(x)
+
+
 def test_loading_by_name_or_folder(tmp_path):
     tokenizer, x, converted = golden("dac")
     tokenizer.config = converted.config
@@ -118,4 +135,27 @@ def test_products_equal_torch():
         linear = torch.nn.Linear(24, 40, bias=bias)
         for shape in ((24,), (3, 24), (2, 7, 24)):
             x = torch.randn(shape)
-            assert torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-5)
+            assert torch.allclose(PackedLinear(linear, torch.float32)(x), linear(x), atol=1e-5)
+
+
+@torch.no_grad()
+def test_gelu_inside_a_product_is_the_exact_one():
+    torch.manual_seed(0)
+    mlp = MLP(24, 50)
+    x = 4 * torch.randn(3, 7, 24)
+    wanted = mlp(x)
+    mlp.up, mlp.down = PackedLinear(mlp.up, torch.float32), PackedLinear(mlp.down, torch.float32)
+    assert torch.allclose(PackedMLP(mlp)(x), wanted, atol=2e-6)
+
+
+def test_half_precision_heeds_parts_that_switch_it_off():
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU does not compute in bfloat16")
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(8, 4), torch.randn(5, 8)
+    packed = PackedLinear(linear, torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(packed(x), linear(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = packed(x)
+    assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), linear(x), rtol=0.02, atol=0.02)

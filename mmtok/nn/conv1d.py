@@ -86,7 +86,8 @@ class SameConv1d(Causal):
             # zeros first, so that there is something to reflect; they are cut off again
             padded = F.pad(F.pad(x, (0, short)), (left, right), mode="reflect")
             return padded[..., : padded.shape[-1] - short]
-        if self.pad_mode == "constant":  # without filling all of the result with zeros first
+        # torch fills all of the result with zeros first; its own padding is for graphs
+        if self.pad_mode == "constant" and not torch.compiler.is_compiling():
             ends = x.new_zeros(*x.shape[:2], max(left, right))
             return join(ends[..., :left], x, ends[..., :right])
         if not x.is_contiguous():  # channels last (mmtok.optimize): padding over two axes keeps that layout

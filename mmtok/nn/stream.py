@@ -60,9 +60,11 @@ def run_in_pieces(layers: Sequence[nn.Module], x: Tensor, widths: Sequence[float
     widths  values of the largest activation of each layer for a step of x
     values  of the largest activation in a piece
     """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return run(layers, x, None)
     sizes = [len(x) * x.shape[-1] * width for width in widths]
     large = [i for i, size in enumerate(sizes) if size > values]
-    if not large or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+    if not large:
         return run(layers, x, None)
     first, last = large[0], large[-1] + 1
     x = run(layers[:first], x, None)
