@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.nn.layout import settled
 from mmtok.nn.stream import Causal, Stream, run
 from mmtok.nn.winograd import WinogradConv3d
 
@@ -56,6 +57,7 @@ class CausalConv3d(Causal):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """A whole video, or its next frames."""
+        x = settled(x)
         if self.first or self.conv.stride[0] > 1:
             x = extend(self, x, self.first, self.context, self.conv.stride[0], self.pad_mode, stream)
         if not x.shape[2]:
@@ -64,9 +66,8 @@ class CausalConv3d(Causal):
 
     def apply_kernel(self, x: Tensor) -> Tensor:
         """The convolution alone: what stands before x in time has been added already."""
-        if self.sides is not None:  # torch takes a lone clip after a sum for channels-first
-            last = x.stride(1) == 1
-            x = F.pad(x.movedim(1, -1), (0, 0, *self.sides)).movedim(-1, 1) if last else F.pad(x, self.sides)
+        if self.sides is not None:
+            x = F.pad(settled(x), self.sides)
         return convolve(x, self.conv)
 
 
@@ -148,22 +149,16 @@ def convolve(x: Tensor, conv: nn.Conv3d) -> Tensor:
     kernel, stride, pad, dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     assert not isinstance(pad, str)
     if kernel[0] == 1 and stride[0] == 1:
-        frames = x.transpose(1, 2).flatten(0, 1)
-        y = F.conv2d(frames, _like(conv.weight[:, :, 0], x), conv.bias, stride[1:], pad[1:])
-        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        frames = settled(x.transpose(1, 2).flatten(0, 1))
+        y = F.conv2d(frames, conv.weight[:, :, 0], conv.bias, stride[1:], pad[1:])
+        return settled(y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2))
     if kernel[1:] == (1, 1) and stride[1:] == (1, 1):
-        kernel_2d = _like(conv.weight[..., 0], x)
-        y = F.conv2d(x.flatten(3), kernel_2d, conv.bias, (stride[0], 1), dilation=(dilation[0], 1))
-        return y.unflatten(3, x.shape[3:])
+        columns = settled(x.flatten(3))
+        y = F.conv2d(columns, conv.weight[..., 0], conv.bias, (stride[0], 1), dilation=(dilation[0], 1))
+        return settled(y.unflatten(3, x.shape[3:]))
     if x.is_cpu and x.shape[0] == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= SMALL:
         return _by_slices(x, conv)
     return F.conv3d(x, conv.weight, conv.bias, stride, pad, dilation)
-
-
-def _like(weight: Tensor, x: Tensor) -> Tensor:
-    """A kernel [O, I, k, k] in the layout of x [B, C, T, H, W]: on a CPU a slice makes the result channels-first."""
-    last = x.is_cpu and x.stride(1) == 1 and x.shape[1] > 1
-    return weight.contiguous(memory_format=torch.channels_last) if last else weight
 
 
 def _by_slices(x: Tensor, conv: nn.Conv3d) -> Tensor:

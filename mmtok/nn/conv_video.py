@@ -93,6 +93,7 @@ class ConvEncoder3d(Causal):
         self.mid = nn.ModuleList(parts.middle(width))
         self.norm_out = parts.norm(width)
         self.conv_out = parts.conv(width, z_channels)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # as what comes: no copy a call
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """A whole video, or its next frames; z of the blocks that are complete."""
@@ -136,6 +137,7 @@ class ConvDecoder3d(Causal):
         self.norm_out = parts.norm(width)
         self.conv_out = parts.conv(width, out_channels * parts.patch**3)
         self.head = parts.head(self.stride[0])
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         """A whole grid, or its next frames; not clamped."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.nn.layout import settled
 from mmtok.nn.stream import Causal, Stream
 
 
@@ -33,7 +34,7 @@ class FrameNorm(nn.GroupNorm):
         """[B, C, T, H, W] -> [B, C, T, H, W]."""
         if not x.shape[2]:
             return x
-        frames = x.transpose(1, 2).flatten(0, 1)
+        frames = settled(x.transpose(1, 2).flatten(0, 1))
         return super().forward(frames).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
