@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mmtok.kernels import dispatch, native
 
-TYPES = (torch.float32, torch.bfloat16)
 WORTH_IT = 1 << 15  # scores of a head: with fewer, torch's is as fast
 
 
@@ -27,7 +26,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
 
 
 def _serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    if torch.compiler.is_compiling() or q.device.type != "cpu" or q.dtype not in TYPES:
+    if torch.compiler.is_compiling() or q.device.type != "cpu" or q.dtype not in native.DTYPES:
         return False
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return False
@@ -35,7 +34,7 @@ def _serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     if not q.dtype == k.dtype == v.dtype or q.shape[2] * k.shape[2] < WORTH_IT:
         return False
-    return dispatch.status().cpu.startswith("avx512")
+    return dispatch.cpu_path()[0].startswith("avx512")
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -34,7 +34,7 @@ class Status:
 
 def cpu() -> ModuleType:
     """The module that serves CPU tensors."""
-    path, reason = _cpu_path()
+    path, reason = cpu_path()
     if path == "torch":
         if wanted() is None:
             _tell(f"mmtok.kernels: {reason}; using the slower torch path")
@@ -57,7 +57,7 @@ def cuda() -> ModuleType:
 
 def status() -> Status:
     """The implementation in use for CPU and CUDA tensors, and the reason."""
-    return Status(*_cpu_path(), *_cuda_path())
+    return Status(*cpu_path(), *_cuda_path())
 
 
 def describe() -> str:
@@ -86,7 +86,8 @@ def forced(path: str) -> Iterator[None]:
         _forced = before
 
 
-def _cpu_path() -> tuple[str, str]:
+def cpu_path() -> tuple[str, str]:
+    """The path that serves CPU tensors, and why."""
     name = wanted()
     if name == "torch":
         return "torch", "asked for"

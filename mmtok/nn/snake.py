@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.kernels import activations
+from mmtok.kernels import activations, reference
 
 
 def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
@@ -33,13 +33,9 @@ class _Snake(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, alpha, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            wave = alpha * x
-            twice, square = (2 * wave).sin(), wave.sin().square()
-            factors = (grad * x * inverse * twice).sum((0, 2)), (grad * square).sum((0, 2))
-            dx = grad * (1 + alpha * inverse * twice)
-        else:
-            dx, *factors = activations.snake_backward(grad, x, alpha.flatten(), inverse.flatten())  # type: ignore[assignment]
+        # to be differentiated again: only torch's own operators have gradients
+        module = reference if torch.is_grad_enabled() else activations
+        dx, *factors = module.snake_backward(grad, x, alpha.flatten(), inverse.flatten())
         return dx.to(x.dtype), *(f.view_as(alpha).to(alpha.dtype) for f in factors)
 
 
