@@ -121,7 +121,7 @@ class EncodedVideo:
         slack = 1.5 / max(self.rate, 1e-6) / self._base
         before: tuple[int, Any] | None = None
         convert = _Converter(plan)
-        for pts, frame in self._decode(int(wanted[0])):
+        for pts, frame in self._decode(int(wanted[0]), frozenset(wanted.tolist())):
             while at < len(wanted) and pts >= wanted[at]:
                 earlier = before is not None and wanted[at] - before[0] < pts - wanted[at]
                 chosen = before[1] if earlier and before is not None else frame
@@ -204,8 +204,11 @@ class EncodedVideo:
             raise
         return container, stream
 
-    def _decode(self, start: int) -> Iterator[tuple[int, Any]]:
-        """(timestamp, frame) in order, from a key frame at or before `start`. Raises BadSample: corrupt."""
+    def _decode(self, start: int, wanted: frozenset[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """(timestamp, frame) in order, from a key frame at or before `start`. Raises BadSample: corrupt.
+
+        wanted  timestamps without which a frame may be passed over if no other frame is predicted from it
+        """
         import av
 
         first = int(self._pts[0])
@@ -221,13 +224,15 @@ class EncodedVideo:
                     container, stream = self._open()
                     sought = False
             begun = False
-            for frame in container.decode(stream):
+            # only in these containers is a packet's timestamp always that of its frame
+            exact = any(name in container.format.name for name in ("mp4", "matroska"))
+            for frame in _pass_over(container, stream, wanted) if exact and wanted else container.decode(stream):
                 pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None:
                     continue
                 if not begun and sought and pts > start:  # the seek went too far
                     container.close()
-                    yield from self._decode(first)
+                    yield from self._decode(first, wanted)
                     return
                 begun = True
                 yield pts, frame
@@ -235,6 +240,14 @@ class EncodedVideo:
             raise BadSample("corrupt", str(error)) from None
         finally:
             container.close()
+
+
+def _pass_over(container: Any, stream: Any, wanted: frozenset[int]) -> Iterator[Any]:
+    """Frames; those not wanted that no other frame needs (most B frames) are not decoded. The others are unchanged."""
+    decoder = stream.codec_context
+    for packet in container.demux(stream):
+        decoder.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
 
 
 class _Converter:

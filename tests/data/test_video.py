@@ -49,6 +49,30 @@ def test_every_container_gives_the_frames_that_are_asked_for(kind, codec):
             assert torch.equal(reader.frames([number])[:, 0], whole[:, number])
 
 
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("mp4", "libx264"), ("mp4", "libx265"), ("matroska", "libx264"), ("webm", "libvpx-vp9")]
+)
+def test_passing_over_frames_changes_none_that_are_asked_for(kind, codec):
+    rng = np.random.default_rng(0)
+    scene = np.kron(rng.integers(0, 256, (20, 30, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=kind) as container:
+        track = container.add_stream(codec, rate=25)
+        track.height, track.width, track.pix_fmt, track.codec_context.gop_size = 64, 96, "yuv420p", 12
+        if codec in ("libx264", "libx265"):
+            track.codec_context.max_b_frames = 3
+            track.options = {"preset": "fast", "x265-params": "log-level=none"}
+        for i in range(50):
+            container.mux(track.encode(av.VideoFrame.from_ndarray(scene[2 * i :][:64, i:][:, :96].copy())))
+        container.mux(track.encode(None))
+    video = EncodedVideo(stream.getvalue())
+    whole = video.frames(range(50))
+    for numbers in ([0], [49], [5, 6, 7], range(1, 50, 3), range(0, 50, 2), [7, 7, 30, 31, 49]):
+        assert torch.equal(EncodedVideo(stream.getvalue()).frames(list(numbers)), whole[:, list(numbers)])
+    decoded = [sum(1 for _ in video._decode(0, wanted)) for wanted in (None, frozenset([0]))]
+    assert decoded[0] == 50 and (decoded[1] <= 30 or codec == "libvpx-vp9"), decoded
+
+
 def test_variable_rate_goes_by_timestamps():
     times = [int(10 * i**1.5) for i in range(20)]
     video = EncodedVideo(clip(times=times))
