@@ -36,7 +36,7 @@ from mmtok.tokenizer import Tokenizer
 from mmtok.training.config_file import read_config_file
 
 PRODUCTS = (
-    "aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm",
+    "aten::convolution", "aten::mkldnn_convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm",
     "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_attention_math_for_mps",
     "mmtok::attention",
 )  # fmt: skip

@@ -20,6 +20,7 @@ from mmtok.nn.ahead import conv_piece
 from mmtok.nn.attention import MLP
 from mmtok.nn.dac import ResidualUnit
 from mmtok.nn.fast_video import speed_up
+from mmtok.nn.packed import Packed2d
 from mmtok.nn.stream import Causal, Stream, aligned, run
 from mmtok.nn.weight_norm import fold_weight_norm
 from mmtok.quantizers.residual import Residual
@@ -86,36 +87,27 @@ def _halved(lstm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return inputs[0].to(torch.bfloat16), *inputs[1:]
 
 
-class _Packed:
-    """Weights in oneDNN's order for one convolution over [B, C, 1, T], channels last; no buffer, so never saved."""
+class _Packed(Packed2d):
+    """Packed weights of one convolution over time, computed as one over [B, C, 1, T], channels last."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, padding: int, stride: int, dilation: int, dtype: torch.dtype
     ) -> None:
-        self.dtype = dtype
+        super().__init__(weight[:, :, None].to(dtype), bias, (1, stride), (0, padding), (1, dilation))
         self.outputs, _, self.taps = weight.shape
-        self.sizes = [[0, padding], [1, stride], [1, dilation]]
-        wide = weight.detach().to(dtype)[:, :, None].contiguous(memory_format=torch.channels_last)
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(wide.to_mkldnn(), *self.sizes, 1)  # type: ignore[call-arg,arg-type]
-        self.bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, x: Tensor, padded: bool = True) -> Tensor:
         """[B, C, T] -> [B, O, T'] with channels last in memory; `padded` says whether zeros go around x."""
-        wide = x[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
-        padding = self.sizes[0] if padded else [0, 0]
-        y = torch.ops.mkldnn._convolution_pointwise(
-            wide, self.weight, self.bias, padding, *self.sizes[1:], 1, "none", [], ""
-        )
-        return y[:, :, 0]
+        return self.plane(self._wide(x), padded)[:, :, 0]
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
         """total [B, O, T'] + the convolution of x [B, C, T]; in place where `total` has the layout and the type."""
-        wide = x[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
-        total = total[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            total, wide, self.weight, self.bias, *self.sizes, 1, "add", 1.0, None, [], None
-        )
+        total = self._wide(total)
+        self.add_plane(total, self._wide(x))
         return total[:, :, 0]
+
+    def _wide(self, x: Tensor) -> Tensor:
+        return x[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def piece(self, owner: object, x: Tensor, stream: Stream) -> Tensor:
         """The next piece of a signal."""

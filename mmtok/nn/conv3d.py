@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.nn.layout import settled
+from mmtok.nn.layout import channels_last, settled
+from mmtok.nn.packed import as_plane, kept
 from mmtok.nn.stream import Causal, Stream, run
 from mmtok.nn.winograd import WinogradConv3d
 
@@ -62,13 +63,13 @@ class CausalConv3d(Causal):
             x = extend(self, x, self.first, self.context, self.conv.stride[0], self.pad_mode, stream)
         if not x.shape[2]:
             return empty_like(x, self.conv)
-        return self.apply_kernel(x)
+        return self.apply_kernel(x, stream)
 
-    def apply_kernel(self, x: Tensor) -> Tensor:
+    def apply_kernel(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """The convolution alone: what stands before x in time has been added already."""
         if self.sides is not None:
             x = F.pad(settled(x), self.sides)
-        return convolve(x, self.conv)
+        return convolve(x, self.conv, stream)
 
 
 class PointConv3d(nn.Conv3d):
@@ -76,6 +77,23 @@ class PointConv3d(nn.Conv3d):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self)
+
+
+class PackedConv3d(nn.Conv3d):
+    """A frozen kernel over space or time alone whose weights stay laid out; [B, in, T, H, W] -> [B, out, T, H, W].
+
+    Where gradients are asked for, it is the plain convolution.
+    """
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+            bias=conv.bias is not None, device="meta",
+        )  # fmt: skip
+        self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self)
@@ -93,7 +111,7 @@ class FactorisedConv3d(Causal):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, in, T, H, W] -> [B, out, T, H, W]."""
-        return self.time(self.space(x), stream)
+        return self.time(self.space(x, stream), stream)
 
 
 class FrontFrames(Causal):
@@ -138,28 +156,45 @@ class Chain(Causal):
         return run(self.layers, x, stream)
 
 
-def convolve(x: Tensor, conv: nn.Conv3d) -> Tensor:
+def convolve(x: Tensor, conv: nn.Conv3d, stream: Stream | None = None) -> Tensor:
     """conv(x) for x [B, C, T, H, W]; kernels over space or time alone run as 2D convolutions.
 
     In channels-last memory these are views, and torch has fast 2D kernels for many shapes whose 3D kernels are slow:
     on a CPU it takes its reference implementation for short clips and for 1x1 kernels.
+
+    stream  where x is a piece: weights are then laid out once for all pieces
     """
     if isinstance(conv, WinogradConv3d) and not (torch.is_grad_enabled() and x.requires_grad):
         return conv.run(x)
-    kernel, stride, pad, dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-    assert not isinstance(pad, str)
-    if kernel[0] == 1 and stride[0] == 1:
-        frames = settled(x.transpose(1, 2).flatten(0, 1))
-        y = F.conv2d(frames, conv.weight[:, :, 0], conv.bias, stride[1:], pad[1:])
-        return settled(y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2))
-    if kernel[1:] == (1, 1) and stride[1:] == (1, 1):
-        columns = settled(x.flatten(3))
-        y = F.conv2d(columns, conv.weight[..., 0], conv.bias, (stride[0], 1), dilation=(dilation[0], 1))
+    if as_plane(conv) is not None:
+        if conv.kernel_size[0] == 1 and conv.stride[0] == 1:
+            y = _plane(settled(x.transpose(1, 2).flatten(0, 1)), conv, stream)
+            return settled(y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2))
+        y = _plane(settled(x.flatten(3)), conv, stream)
         return settled(y.unflatten(3, x.shape[3:]))
     # whatever T is, so that chunks have the sums of the whole; as few frames as the kernel may arrive at once
-    if x.is_cpu and x.shape[0] == 1 and x.shape[1] * kernel[0] * x.shape[3] <= SMALL:
+    if x.is_cpu and x.shape[0] == 1 and x.shape[1] * conv.kernel_size[0] * x.shape[3] <= SMALL:
         return _by_slices(x, conv)
-    return F.conv3d(x, conv.weight, conv.bias, stride, pad, dilation)
+    return F.conv3d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+
+
+def _plane(x: Tensor, conv: nn.Conv3d, stream: Stream | None) -> Tensor:
+    """The 2D convolution that conv is. For inference on a CPU always oneDNN's: torch goes by the size of x, so that a
+    piece would have other sums than the whole."""
+    plane = as_plane(conv)
+    assert plane is not None
+    weight, stride, padding, dilation = plane
+    cast = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    if (
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or cast or not x.is_cpu
+        or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16)
+        or not torch.backends.mkldnn.is_available()
+    ):  # fmt: skip
+        return F.conv2d(x, weight, conv.bias, stride, padding, dilation)
+    x = channels_last(x)  # sums of the other layout differ
+    if (stream is not None or isinstance(conv, PackedConv3d)) and not weight.is_inference():
+        return kept(conv, x)
+    return torch.mkldnn_convolution(x, weight, conv.bias, padding, stride, dilation, 1)
 
 
 def _by_slices(x: Tensor, conv: nn.Conv3d) -> Tensor:

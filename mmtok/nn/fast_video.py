@@ -1,7 +1,8 @@
 """Networks of video tokenizers made ready for use on a CPU.
 
-In float32, kernels over values that stand twice are folded and wide convolutions take Winograd's filtering; in bfloat16
-everything between the ends of a stack stays in half precision, weights included, instead of being cast at every layer.
+Weights are laid out once. In float32, kernels over values that stand twice are folded and wide convolutions take
+Winograd's filtering; in bfloat16 everything between the ends of a stack stays in half precision, weights included,
+instead of being cast at every layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mmtok.nn.block_attention import BlockTransformer
+from mmtok.nn.conv3d import PackedConv3d
 from mmtok.nn.conv_video import ConvDecoder3d, ConvEncoder3d
+from mmtok.nn.packed import as_plane
 from mmtok.nn.repeat3d import RepeatConv3d
 from mmtok.nn.vivit import SpatialTransformer, TemporalTransformer
 from mmtok.nn.winograd import WinogradConv3d, fits
@@ -28,24 +31,24 @@ def speed_up(network: nn.Module, dtype: torch.dtype) -> None:
             stack.to(dtype)
             stack.register_forward_pre_hook(_down)
             stack.register_forward_hook(_up)
-        for module in stack.modules():
-            if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        prepare = _pack if half else _winograd
         repeats = [module for module in stack.modules() if isinstance(module, RepeatConv3d)]
         for repeat in repeats:
-            repeat.fold(_as_is if half else _winograd)
+            repeat.fold(prepare)
         folded = {id(repeat.conv) for repeat in repeats}
         for parent in list(stack.modules()):
             for name, child in list(parent.named_children()):
-                if type(child) is nn.Conv3d and not half and id(child) not in folded:
-                    setattr(parent, name, _winograd(child))
+                if isinstance(child, nn.Conv3d) and id(child) not in folded:
+                    setattr(parent, name, prepare(child))
 
 
 def _winograd(conv: nn.Conv3d) -> nn.Conv3d:
-    return WinogradConv3d(conv) if fits(conv) else _as_is(conv)
+    return WinogradConv3d(conv) if fits(conv) else _pack(conv)
 
 
-def _as_is(conv: nn.Conv3d) -> nn.Conv3d:
+def _pack(conv: nn.Conv3d) -> nn.Conv3d:
+    if as_plane(conv) is not None:
+        return PackedConv3d(conv)
     return conv.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 

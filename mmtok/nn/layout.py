@@ -18,5 +18,10 @@ def settled(x: Tensor) -> Tensor:
     last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     if not x.is_cpu or x.is_contiguous() or not x.is_contiguous(memory_format=last):
         return x
+    return channels_last(x)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [B, C, ...] in channels-last memory, copied only if it must be, in the strides that torch knows it by."""
     rows = x.movedim(1, -1)
     return rows.reshape(-1).view(rows.shape).movedim(-1, 1)

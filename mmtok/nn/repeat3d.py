@@ -58,11 +58,11 @@ class RepeatConv3d(CausalConv3d):
         if self._folded is None or (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(repeat_time(x) if self.time == 2 else repeat_space(x), stream)
         if self.time == 1:
-            return _weave(convolve(x, self._folded[0]), self.conv.out_channels)
+            return _weave(convolve(x, self._folded[0], stream), self.conv.out_channels)
         x = extend(self, x, 1, 1, 1, self.pad_mode, stream)
         if not x.shape[2]:
             return x
-        y = convolve(x, self._folded[0]).unflatten(1, (2, -1))
+        y = convolve(x, self._folded[0], stream).unflatten(1, (2, -1))
         return y.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
 
 

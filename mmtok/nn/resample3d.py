@@ -33,7 +33,7 @@ class BlendDown(Causal):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, T / time, H / space, W / space]."""
         if self.space is not None:
-            x = self.space(x)
+            x = self.space(x, stream)
         if self.time is None:
             return x
         conv = self.time
@@ -43,7 +43,7 @@ class BlendDown(Causal):
         # the mean of (2 i - 1, 2 i, 2 i + 1) without a pooling pass in another memory layout
         frames = x.shape[2] - 1
         mean = (x[:, :, 0:frames:2] + x[:, :, 1 : frames + 1 : 2] + x[:, :, 2 : frames + 2 : 2]) / 3
-        return torch.lerp(conv.apply_kernel(x), mean, self.mix.sigmoid())
+        return torch.lerp(conv.apply_kernel(x, stream), mean, self.mix.sigmoid())
 
 
 class BlendUp(Causal):
@@ -70,7 +70,7 @@ class BlendUp(Causal):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, T time, H space, W space]."""
         if self.space is not None:
-            x = self.space(x)
+            x = self.space(x, stream)
         if self.time is None:
             return x
         if self.stretch is not None:
@@ -91,13 +91,13 @@ class HybridDown(Causal):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C, 1 + (T - 1) / time, H / space, W / space]."""
         if self.space is not None:
-            x = self.space(x) + mean_of_squares(x)
+            x = self.space(x, stream) + mean_of_squares(x)
         if self.time is not None:
             conv = self.time
             x = extend(conv, x, conv.first, conv.context, 2, "first_frame", stream)
             if not x.shape[2]:
                 return x
-            x = conv.apply_kernel(x) + (x[:, :, 1::2] + x[:, :, 2::2]) / 2
+            x = conv.apply_kernel(x, stream) + (x[:, :, 1::2] + x[:, :, 2::2]) / 2
         return self.out(x)
 
 
@@ -117,7 +117,7 @@ class HybridUp(Causal):
             # the copy that is dropped has only copies of itself before it
             x = self.drop(self.time(x, stream) + repeat_time(x), stream)
         if self.space is not None:
-            x = self.space(x) + repeat_space(x)
+            x = self.space(x, stream) + repeat_space(x)
         return self.out(x)
 
 

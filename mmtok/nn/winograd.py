@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 POINTS = (0.0, 0.7, -0.7, 1.4, -1.4)
 TILES = 2048  # so many at a time, which bounds the memory of what lies between
+FEW = 8  # tiles for which a product of matrices would take another way through the library, with other sums
 NARROW = 256  # with fewer channels the steps to and from the points cost what the products save (measured)
 
 
@@ -56,25 +57,26 @@ class WinogradConv3d(nn.Conv3d):
     def _some(self, x: Tensor) -> Tensor:
         """[B, C, t, H, W] -> [B, t - k + 1, H, W, O]."""
         batch, channels, frames, high, wide = x.shape
-        rows, columns = -(-high // 4), -(-wide // 4)
+        rows, columns, out = -(-high // 4), -(-wide // 4), frames - self.kernel_size[0] + 1
+        ran = max(out, -(-FEW // (rows * columns * batch)))  # with empty frames behind
+        frames = ran + self.kernel_size[0] - 1
         padded = x.new_zeros(batch, frames, 4 * rows + 2, 4 * columns + 2, channels)
-        padded[:, :, 1 : high + 1, 1 : wide + 1] = x.permute(0, 2, 3, 4, 1)
+        padded[:, : x.shape[2], 1 : high + 1, 1 : wide + 1] = x.permute(0, 2, 3, 4, 1)
         s = padded.stride()
         patches = padded.as_strided(
             (6, 6, batch, frames, rows, columns, channels), (s[2], s[3], s[0], s[1], 4 * s[2], 4 * s[3], s[4])
         )
         points = (self._there @ patches.reshape(36, -1)).view(36, batch, frames, rows * columns, channels)
-        out = frames - self.kernel_size[0] + 1
         total: Tensor | None = None
         for i, kernel in enumerate(self._points[0]):
-            part = points[:, :, i : i + out].reshape(36, -1, channels)
+            part = points[:, :, i : i + ran].reshape(36, -1, channels)
             total = torch.bmm(part, kernel) if total is None else total.baddbmm_(part, kernel)
         assert total is not None
-        y = (self._back @ total.view(36, -1)).view(4, 4, batch, out, rows, columns, -1)
-        y = y.permute(2, 3, 4, 0, 5, 1, 6).reshape(batch, out, 4 * rows, 4 * columns, -1)
+        y = (self._back @ total.view(36, -1)).view(4, 4, batch, ran, rows, columns, -1)
+        y = y.permute(2, 3, 4, 0, 5, 1, 6).reshape(batch, ran, 4 * rows, 4 * columns, -1)
         if self.bias is not None:
             y += self.bias
-        return y[:, :, :high, :wide].contiguous()
+        return y[:, :out, :high, :wide].contiguous()
 
 
 def transforms() -> tuple[Tensor, Tensor, Tensor]:

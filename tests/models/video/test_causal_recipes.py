@@ -23,7 +23,7 @@ def tokenizer(path):
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # fresh weights hardly look at the input
             # wilder decoders of this depth grow rounding beyond the 1e-5 that chunks are held to
-            parameter.add_(torch.randn_like(parameter) * (0.015 if name.startswith("decoder") else 0.1))
+            parameter.add_(torch.randn_like(parameter) * (0.02 if name.startswith("decoder") else 0.1))
     return model.eval()
 
 

@@ -36,6 +36,7 @@ def video(frames, height=16, width=16, batch=2, seed=0):
 
 @pytest.mark.parametrize("kind", [OMNI, PHENAKI], ids=["omni", "phenaki"])
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 17, 9), (5, 12, 20), (9, 16, 16)], ids=str)
+@torch.no_grad()
 def test_any_size_round_trips(kind, size):
     tok = make(kind)
     x = video(*size)
