@@ -20,6 +20,7 @@ from mmtok.nn.ahead import conv_piece
 from mmtok.nn.attention import MLP
 from mmtok.nn.dac import ResidualUnit
 from mmtok.nn.fast_video import speed_up
+from mmtok.nn.layout import channels_last
 from mmtok.nn.packed import Packed2d
 from mmtok.nn.stream import Causal, Stream, aligned, run
 from mmtok.nn.weight_norm import fold_weight_norm
@@ -88,13 +89,15 @@ def _halved(lstm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Packed(Packed2d):
-    """Packed weights of one convolution over time, computed as one over [B, C, 1, T], channels last."""
+    """One convolution over time, computed as one over [B, C, 1, T], channels last; packed anew when B, or T by a factor
+    of two, changes."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, padding: int, stride: int, dilation: int, dtype: torch.dtype
     ) -> None:
         super().__init__(weight[:, :, None].to(dtype), bias, (1, stride), (0, padding), (1, dilation))
         self.outputs, _, self.taps = weight.shape
+        self._size: list[int] = []
 
     def __call__(self, x: Tensor, padded: bool = True) -> Tensor:
         """[B, C, T] -> [B, O, T'] with channels last in memory; `padded` says whether zeros go around x."""
@@ -102,12 +105,16 @@ class _Packed(Packed2d):
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
         """total [B, O, T'] + the convolution of x [B, C, T]; in place where `total` has the layout and the type."""
-        total = self._wide(total)
+        total = channels_last(total[:, :, None].to(self.dtype))
         self.add_plane(total, self._wide(x))
         return total[:, :, 0]
 
     def _wide(self, x: Tensor) -> Tensor:
-        return x[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
+        size = [*x.shape[:2], 1, 1 << (x.shape[2] - 1).bit_length()]
+        if size != self._size:
+            self._size = size
+            self.pack(size)
+        return channels_last(x[:, :, None].to(self.dtype))
 
     def piece(self, owner: object, x: Tensor, stream: Stream) -> Tensor:
         """The next piece of a signal."""

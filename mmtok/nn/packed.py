@@ -18,18 +18,22 @@ class Packed2d:
     """One frozen convolution, float32 or bfloat16; no module and no buffer, so never saved.
 
     weight [O, C, kh, kw], of the type that is computed in; bias [O] or None
-    size    [N, C, H, W] for which the order is the best; others work
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
-        dilation: Sequence[int] = (1, 1), size: Sequence[int] | None = None,
+        dilation: Sequence[int] = (1, 1),
     ) -> None:
         self.dtype = weight.dtype
         self.sizes = [list(padding), list(stride), list(dilation)]
-        wide = weight.detach().contiguous(memory_format=torch.channels_last)
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(wide.to_mkldnn(), *self.sizes, 1, size)  # type: ignore[call-arg,arg-type]
+        self.loose = weight.detach()
         self.bias = None if bias is None else bias.detach().to(weight.dtype)
+
+    def pack(self, size: Sequence[int]) -> Packed2d:
+        """Lay out the weights as is best for x of `size` [N, C, H, W]. Very different sizes are then slow."""
+        wide = self.loose.contiguous(memory_format=torch.channels_last)
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(wide.to_mkldnn(), *self.sizes, 1, list(size))  # type: ignore[call-arg,arg-type]
+        return self
 
     def plane(self, x: Tensor, padded: bool = True) -> Tensor:
         """x [N, C, H, W] of the same type -> [N, O, H', W'], channels last; `padded`: whether zeros go around x."""
@@ -72,5 +76,5 @@ def kept(conv: nn.Conv3d, x: Tensor) -> Tensor:
         plane = as_plane(conv)
         assert plane is not None
         weight, stride, padding, dilation = plane
-        found = _kept[conv] = (mark, Packed2d(weight, conv.bias, stride, padding, dilation, x.shape))
+        found = _kept[conv] = (mark, Packed2d(weight, conv.bias, stride, padding, dilation).pack(x.shape))
     return found[1].plane(x)

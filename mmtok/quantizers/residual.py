@@ -5,9 +5,8 @@ Legend: B batch, D channels, Q depths, K codebooks (Q times those of one depth),
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +79,10 @@ class Residual(Quantizer):
     @full_precision
     def forward(self, z: Tensor, keep: tuple[Tensor, ...] | None = None) -> Quantized:
         mask = None if keep is None else keep[0].expand(z.shape[0], len(self.codebook_sizes[0]), *z.shape[2:])
-        if not self.training and self._plain() and (mask is None or _is_prefix(mask)):
-            return self._fused(z, mask)
+        if not self.training:
+            mask = _needed(mask)
+            if self._plain() and (mask is None or _is_prefix(mask)):
+                return self._fused(z, mask)
         rest, total = z, torch.zeros_like(z)
         grids: list[Tensor] = []
         losses = _Mean()
@@ -90,7 +91,11 @@ class Residual(Quantizer):
             part = None if mask is None else (mask[:, columns],)
             out = self.at(depth)(rest, part)
             value = out.z if self.through else out.z.detach()
-            total, rest = total + value, rest - value
+            if torch.is_grad_enabled():
+                total, rest = total + value, rest - value
+            else:  # fresh memory would cost more than the sums
+                total += value
+                rest = rest.sub_(value) if depth else rest - value
             grids.append(out.grids[0])
             losses.add(out.losses, None if part is None else part[0])
             stats |= {f"{name}_{depth}": found for name, found in out.stats.items()}
@@ -102,21 +107,29 @@ class Residual(Quantizer):
 
     @full_precision
     def decode(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> Tensor:
-        # the order of forward, so that the sum is the same to the last bit
-        return functools.reduce(operator.add, self.embeddings(grids, keep))
+        total: Tensor | None = None
+        for depth, part in enumerate(self._parts(grids, keep)):
+            if total is None:
+                total = part
+            else:  # the order of forward, so that the sum is the same to the last bit
+                total = total + part if depth == 1 or torch.is_grad_enabled() else total.add_(part)
+        assert total is not None
+        return total
 
     def embeddings(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> list[Tensor]:
         """What each depth adds: Q float32 [B, D, *S]. ValueError for codes out of range."""
+        return list(self._parts(grids, keep))
+
+    def _parts(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None) -> Iterator[Tensor]:
+        """The same, one after the other."""
         check_codes(grids, self.codebook_sizes)
-        mask = None if keep is None else keep[0].expand_as(grids[0])
-        return [
-            self.at(depth).decode((grids[0][:, columns],), None if mask is None else (mask[:, columns],))
-            for depth, columns in enumerate(self._columns)
-        ]
+        mask = _needed(None if keep is None else keep[0].expand_as(grids[0]))
+        for depth, columns in enumerate(self._columns):
+            yield self.at(depth).decode((grids[0][:, columns],), None if mask is None else (mask[:, columns],))
 
     def partial_sums(self, grids: tuple[Tensor, ...], keep: tuple[Tensor, ...] | None = None) -> Tensor:
         """float32 [Q, B, D, *S]: the value after 1, 2, ... Q depths."""
-        return torch.stack(list(itertools.accumulate(self.embeddings(grids, keep))))
+        return torch.stack(list(itertools.accumulate(self._parts(grids, keep))))
 
     def at(self, depth: int) -> Quantizer:
         """The quantizer of a depth."""
@@ -184,6 +197,11 @@ class _Mean:
             name: value / (weight if isinstance(weight := self.weights[name], float) else weight.clamp(min=1e-12))
             for name, value in self.sums.items()
         }
+
+
+def _needed(mask: Tensor | None) -> Tensor | None:
+    """None where nothing is dropped."""
+    return None if mask is None or bool(mask.all()) else mask
 
 
 def _is_prefix(mask: Tensor) -> bool:
