@@ -13,13 +13,19 @@ from mmtok.kernels import dispatch, reference
 TYPES = (torch.float32, torch.bfloat16)
 
 
-def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
+def snake(x: Tensor, alpha: Tensor, inverse: Tensor, out: Tensor | None = None) -> Tensor:
     """x + inverse sin^2(alpha x) (arXiv 2006.08195), x float32 or bfloat16 [B, C, ...], alpha and inverse [C].
 
     The result has the layout of x where that is channels first or last without gaps.
+    out  what the result is written to: of the shape and type of x, or x itself
     """
     _check(x, alpha, inverse)
-    return torch.ops.mmtok.snake(x, alpha, inverse)
+    if out is None:
+        return torch.ops.mmtok.snake(x, alpha, inverse)
+    if out.shape != x.shape or out.dtype != x.dtype:
+        raise ValueError(f"snake: out must be {x.dtype} {tuple(x.shape)}, got {out.dtype} {tuple(out.shape)}")
+    torch.ops.mmtok.snake_out(x, alpha, inverse, out)
+    return out
 
 
 def snake_backward(grad: Tensor, x: Tensor, alpha: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,14 +50,17 @@ def _check(x: Tensor, alpha: Tensor, inverse: Tensor) -> None:
 
 LIBRARY = torch.library.Library("mmtok", "FRAGMENT")
 LIBRARY.define("snake(Tensor x, Tensor alpha, Tensor inverse) -> Tensor")
+LIBRARY.define("snake_out(Tensor x, Tensor alpha, Tensor inverse, Tensor(a!) out) -> ()")
 LIBRARY.define("snake_backward(Tensor grad, Tensor x, Tensor alpha, Tensor inverse) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define("elu(Tensor x) -> Tensor")
 
 LIBRARY.impl("snake", reference.snake, "CompositeExplicitAutograd")
+LIBRARY.impl("snake_out", reference.snake_out, "CompositeExplicitAutograd")
 LIBRARY.impl("snake_backward", reference.snake_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("elu", reference.elu, "CompositeExplicitAutograd")
 
 LIBRARY.impl("snake", lambda *args: dispatch.cpu().snake(*args), "CPU")
+LIBRARY.impl("snake_out", lambda *args: dispatch.cpu().snake_out(*args), "CPU")
 LIBRARY.impl("snake_backward", lambda *args: dispatch.cpu().snake_backward(*args), "CPU")
 LIBRARY.impl("elu", lambda *args: dispatch.cpu().elu(*args), "CPU")
 
@@ -59,6 +68,11 @@ LIBRARY.impl("elu", lambda *args: dispatch.cpu().elu(*args), "CPU")
 @torch.library.register_fake("mmtok::snake", lib=LIBRARY)
 def _(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.register_fake("mmtok::snake_out", lib=LIBRARY)
+def _(x: Tensor, alpha: Tensor, inverse: Tensor, out: Tensor) -> None:
+    pass
 
 
 @torch.library.register_fake("mmtok::snake_backward", lib=LIBRARY)

@@ -152,14 +152,22 @@ def code_sums(x: Tensor, codes: Tensor, size: int, mask: Tensor | None) -> tuple
 
 
 def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
-    x, inner = _laid_out(x)
-    alpha, inverse = alpha.float().contiguous(), inverse.float().contiguous()
+    x, _ = _laid_out(x)
     y = torch.empty_like(x)
+    snake_out(x, alpha, inverse, y)
+    return y
+
+
+def snake_out(x: Tensor, alpha: Tensor, inverse: Tensor, out: Tensor) -> None:
+    x, inner = _laid_out(x)
+    y = out if out.stride() == x.stride() else torch.empty_like(x)
+    alpha, inverse = alpha.float().contiguous(), inverse.float().contiguous()
     _library.mmtok_activation(
         _selected, torch.get_num_threads(), x.data_ptr(), y.data_ptr(), x.numel(), DTYPES[x.dtype], x.shape[1], inner,
         alpha.data_ptr(), inverse.data_ptr(),
     )
-    return y
+    if y is not out:
+        out.copy_(y)
 
 
 def snake_backward(grad: Tensor, x: Tensor, alpha: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -126,6 +126,11 @@ def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
     return (y + _wide(inverse, x) * (_wide(alpha, x) * y).sin().square()).to(x.dtype)
 
 
+def snake_out(x: Tensor, alpha: Tensor, inverse: Tensor, out: Tensor) -> None:
+    """`snake` written to `out`, which may be x."""
+    out.copy_(snake(x, alpha, inverse))
+
+
 def snake_backward(grad: Tensor, x: Tensor, alpha: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients float32 of x [B, C, ...], alpha [C] and inverse [C]."""
     grad, x = grad.float(), x.float()

@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.nn.ahead import conv_piece
 from mmtok.nn.attention import MLP
 from mmtok.nn.dac import ResidualUnit
 from mmtok.nn.fast_video import speed_up
 from mmtok.nn.layout import channels_last
 from mmtok.nn.packed import Packed2d
-from mmtok.nn.stream import Causal, Stream, aligned, run
+from mmtok.nn.snake import Snake
 from mmtok.nn.weight_norm import fold_weight_norm
 from mmtok.quantizers.residual import Residual
 from mmtok.tokenizer import Tokenizer
@@ -96,12 +95,11 @@ class _Packed(Packed2d):
         self, weight: Tensor, bias: Tensor | None, padding: int, stride: int, dilation: int, dtype: torch.dtype
     ) -> None:
         super().__init__(weight[:, :, None].to(dtype), bias, (1, stride), (0, padding), (1, dilation))
-        self.outputs, _, self.taps = weight.shape
         self._size: list[int] = []
 
-    def __call__(self, x: Tensor, padded: bool = True) -> Tensor:
-        """[B, C, T] -> [B, O, T'] with channels last in memory; `padded` says whether zeros go around x."""
-        return self.plane(self._wide(x), padded)[:, :, 0]
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, O, T'] with channels last in memory."""
+        return self.plane(self._wide(x))[:, :, 0]
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
         """total [B, O, T'] + the convolution of x [B, C, T]; in place where `total` has the layout and the type."""
@@ -116,14 +114,8 @@ class _Packed(Packed2d):
             self.pack(size)
         return channels_last(x[:, :, None].to(self.dtype))
 
-    def piece(self, owner: object, x: Tensor, stream: Stream) -> Tensor:
-        """The next piece of a signal."""
-        (_, padding), (_, stride), (_, dilation) = self.sizes
-        reach = (self.taps - 1) * dilation + 1
-        return conv_piece(owner, lambda y: self(y, False), x, stream, padding, stride, reach, self.outputs)
 
-
-class PackedConv1d(Causal):
+class PackedConv1d(nn.Module):
     """A frozen `nn.Conv1d` as oneDNN likes it: [B, C, T] -> [B, O, T'] of `dtype`, channels last in memory.
 
     Where gradients are asked for, it is the plain convolution.
@@ -136,29 +128,29 @@ class PackedConv1d(Causal):
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.packed = _Packed(conv.weight, conv.bias, conv.padding[0], conv.stride[0], conv.dilation[0], dtype)
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        if stream is not None:
-            return self.packed.piece(self, x, stream)
+    def forward(self, x: Tensor) -> Tensor:
         if _plain(x, self.packed.dtype):
             return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
         return self.packed(x)
 
 
-class PackedUnit(Causal):
+class PackedUnit(nn.Module):
     """A residual unit of `mmtok.nn.dac` whose last convolution, of one tap, adds to its input in place."""
 
     def __init__(self, unit: ResidualUnit) -> None:
         super().__init__()
         self.layers = unit.layers
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        *inner, last = self.layers
-        x, y = aligned(self, x, run(inner, x, stream), stream)
+    def forward(self, x: Tensor) -> Tensor:
+        first, wide, second, last = self.layers
         assert isinstance(last, PackedConv1d)
-        return x + last(y) if _plain(y, last.packed.dtype) else last.packed.add_to(x, y)
+        y = wide(first(x))
+        if _plain(y, last.packed.dtype):
+            return x + last(second(y))
+        return last.packed.add_to(x, second(y, inplace=True) if isinstance(second, Snake) else second(y))
 
 
-class PackedConvTranspose1d(Causal):
+class PackedConvTranspose1d(nn.Module):
     """A frozen `nn.ConvTranspose1d` as a convolution at the low rate: its channels are the S samples of each step.
 
     Samples t S + j see steps t, t - 1, ...: tap m of the convolution holds positions m S + j of the kernel.
@@ -177,25 +169,12 @@ class PackedConvTranspose1d(Causal):
         bias = None if conv.bias is None else conv.bias.detach().repeat(step)
         self.packed = _Packed(weight, bias, taps - 1, 1, 1, dtype)
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        if stream is not None:
-            return self._piece(x, stream)
+    def forward(self, x: Tensor) -> Tensor:
         if _plain(x, self.packed.dtype):
             return F.conv_transpose1d(x, self.weight, self.bias, self.stride, self.padding, self.output_padding)
         (step,), (start,) = self.stride, self.padding
         length = (x.shape[2] - 1) * step - 2 * start + self.weight.shape[2] + self.output_padding[0]
         return self._samples(self.packed(x))[..., start : start + length]
-
-    def _piece(self, x: Tensor, stream: Stream) -> Tensor:
-        """Of steps of S samples those that are complete; the whole signal lacks `padding` samples at either end."""
-        (step,), (start,) = self.stride, self.padding
-        seen, given = stream.memory.get(self, (0, 0))
-        y = self._samples(self.packed.piece(self.packed, x, stream))
-        seen += x.shape[-1]
-        end = given + y.shape[-1]
-        last = (seen - 1) * step - start + self.weight.shape[2] + self.output_padding[0] if stream.last else end
-        stream.memory[self] = (seen, end)
-        return y[..., max(0, start - given) : max(0, last - given)]
 
     def _samples(self, y: Tensor) -> Tensor:
         """[B, S * O, n] -> [B, O, n * S]: channels last in memory, both are [B, n, S, O]."""

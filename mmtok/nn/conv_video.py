@@ -101,7 +101,7 @@ class ConvEncoder3d(Causal):
         x = run([self.conv_in], x, stream)
         x = run_levels(self.levels, x, stream, self.gradient_checkpointing and self.training)
         x = run([*self.mid, self.norm_out], x, stream)
-        return run([self.conv_out], F.silu(x), stream)
+        return run([self.conv_out], _silu(x), stream)
 
 
 class ConvDecoder3d(Causal):
@@ -144,7 +144,7 @@ class ConvDecoder3d(Causal):
         x = run([self.conv_in, *self.mid], z.contiguous(memory_format=torch.channels_last_3d), stream)
         x = run_levels(self.levels, x, stream, self.gradient_checkpointing and self.training)
         x = run([self.norm_out], x, stream)
-        return run([self.conv_out, self.head], F.silu(x), stream)
+        return run([self.conv_out, self.head], _silu(x), stream)
 
 
 class Level3d(Causal):
@@ -188,9 +188,15 @@ class ResBlock3d(Causal):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """[B, C, T, H, W] -> [B, C', T, H, W]."""
-        y = run([self.conv1], F.silu(run([self.norm1], x, stream)), stream)
-        y = run([self.conv2], F.silu(run([self.norm2], y, stream)), stream)
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        y = run([self.conv1], _silu(run([self.norm1], x, stream)), stream)
+        y = run([self.conv2], _silu(run([self.norm2], y, stream)), stream)
+        same = x if self.shortcut is None else self.shortcut(x)
+        return y + same if torch.is_grad_enabled() or y.dtype != same.dtype else y.add_(same)
+
+
+def _silu(x: Tensor) -> Tensor:
+    """SiLU of what a norm gave, in place where no gradient is asked for: fresh memory costs more than the values."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def run_levels(levels: nn.ModuleList, x: Tensor, stream: Stream | None, recompute: bool) -> Tensor:

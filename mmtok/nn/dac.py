@@ -7,20 +7,22 @@ Sources: DAC (arXiv 2306.06546), SNAC (arXiv 2410.14411). `layers` counts as the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
-from mmtok.nn.ahead import AheadConv1d, AheadConvTranspose1d
 from mmtok.nn.seanet import ResidualLSTM
 from mmtok.nn.snake import AliasFree, Snake, SnakeBeta
-from mmtok.nn.stream import Causal, Stream, add_aligned, run, run_in_pieces
 from mmtok.nn.weight_norm import weight_norm
 from mmtok.nn.window_attention import WindowAttention
+from mmtok.nn.windows import Local, run_in_windows
 
 DILATIONS = (1, 3, 9)
+REACH = 3 * sum(DILATIONS)  # of the residual units of a stage
 
 
 class DACEncoder(nn.Module):
@@ -45,11 +47,11 @@ class DACEncoder(nn.Module):
         strides = [2, 4, 8, 8] if strides is None else strides
         self.stride = math.prod(strides)
         layers: list[nn.Module] = [_conv(1, width, 7, normed=normed)]
-        self.widths, rate = [float(width)], 1.0
+        self.known = [Local(3, Fraction(1), width)]
         for stride in strides:
             layers.append(DownStage(width, stride, depthwise, alias_free, normed))
-            self.widths.append(width * rate)
-            width, rate = 2 * width, rate / stride
+            self.known.append(Local(REACH + 2 * stride, Fraction(1, stride), width))
+            width *= 2
         if lstm:
             layers.append(ResidualLSTM(width, lstm))
         if window is not None:
@@ -60,12 +62,12 @@ class DACEncoder(nn.Module):
         else:
             layers += [_activation(width, alias_free), _conv(width, self.dim, 3, normed=normed)]
         self.layers = nn.Sequential(*layers)
-        self.widths += [width * rate] * (len(layers) - len(self.widths))
-        self.local = window is None and not alias_free
+        self.known += [Local(3, Fraction(1), width)] * (len(layers) - len(self.known))
+        self.local = window is None and not alias_free and not lstm
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1, T] -> [B, D, F]."""
-        return run_in_pieces(list(self.layers), x, self.widths) if self.local else self.layers(x)
+        return run_in_windows(list(self.layers), x, self.known) if self.local else self.layers(x)
 
 
 class DACDecoder(nn.Module):
@@ -98,23 +100,22 @@ class DACDecoder(nn.Module):
             layers.append(WindowAttention(width, window))
         if lstm:
             layers.append(ResidualLSTM(width, lstm))
-        self.widths, rate = [float(width)] * len(layers), 1
+        self.known = [Local(3, Fraction(1), width)] * len(layers)
         for stride in strides:
             layers.append(UpStage(width, stride, depthwise, noise, output_padding, alias_free, normed))
-            self.widths.append(float(width * rate))
-            width, rate = width // 2, rate * stride
-            self.widths[-1] = max(self.widths[-1], float(width * rate))
+            largest = max(width, width // 2 * stride)
+            self.known.append(Local(2 + math.ceil(REACH / stride), Fraction(stride), largest))
+            width //= 2
         self.layers = nn.ModuleList([*layers, _activation(width, alias_free), _conv(width, 1, 7, normed=normed)])
-        self.widths += [float(width * rate)] * 2
+        self.known += [Local(0, Fraction(1), width), Local(3, Fraction(1), width)]
         self.bound = nn.Tanh() if tanh else nn.Identity()
-        self.local = window is None and not alias_free
+        self.local = window is None and not alias_free and not lstm
 
     def forward(self, z: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """[B, D, F] -> [B, 1, about F * stride]; noise of `noise_shapes`, None adds none."""
-        if not noise:
-            layers = list(self.layers)
-            return self.bound(run_in_pieces(layers, z, self.widths) if self.local else run(layers, z, None))
-        given = iter(noise)
+        if not noise and self.local:
+            return self.bound(run_in_windows(list(self.layers), z, self.known))  # type: ignore[no-any-return]
+        given = iter(noise) if noise else itertools.repeat(None)
         for layer in self.layers:
             z = layer(z, noise=next(given)) if isinstance(layer, UpStage) else layer(z)
         return self.bound(z)
@@ -124,7 +125,7 @@ class DACDecoder(nn.Module):
         return [(1, frames * math.prod(self.strides[: i + 1])) for i in range(len(self.strides))] if self.noise else []
 
 
-class ResidualUnit(Causal):
+class ResidualUnit(nn.Module):
     """x + conv1(snake(conv7_dilated(snake(x))))."""
 
     def __init__(self, width: int, dilation: int, depthwise: bool, alias_free: bool, normed: bool) -> None:
@@ -137,28 +138,28 @@ class ResidualUnit(Causal):
             _conv(width, width, 1, normed=normed),
         )
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[B, width, T] -> [B, width, T]."""
-        return add_aligned(self, x, run(self.layers, x, stream), stream)
+        return x + self.layers(x)  # type: ignore[no-any-return]
 
 
-class DownStage(Causal):
+class DownStage(nn.Module):
     """Three residual units, Snake, a convolution of twice the stride that doubles the width."""
 
     def __init__(self, width: int, stride: int, depthwise: bool, alias_free: bool, normed: bool) -> None:
         super().__init__()
-        down = AheadConv1d(width, 2 * width, 2 * stride, stride, padding=math.ceil(stride / 2))
+        down = nn.Conv1d(width, 2 * width, 2 * stride, stride, padding=math.ceil(stride / 2))
         self.layers = nn.Sequential(
             *(ResidualUnit(width, dilation, depthwise, alias_free, normed) for dilation in DILATIONS),
             _activation(width, alias_free), weight_norm(down) if normed else down,
         )
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[B, width, T] -> [B, 2 * width, T / stride]."""
-        return run(self.layers, x, stream)
+        return self.layers(x)  # type: ignore[no-any-return]
 
 
-class UpStage(Causal):
+class UpStage(nn.Module):
     """Snake, a transposed convolution that halves the width, noise where it is asked for, three residual units."""
 
     def __init__(
@@ -166,7 +167,7 @@ class UpStage(Causal):
         normed: bool,
     ) -> None:
         super().__init__()
-        up = AheadConvTranspose1d(
+        up = nn.ConvTranspose1d(
             width, width // 2, 2 * stride, stride, padding=math.ceil(stride / 2),
             output_padding=stride % 2 if output_padding else 0,
         )
@@ -177,10 +178,8 @@ class UpStage(Causal):
             *(ResidualUnit(width, dilation, depthwise, alias_free, normed) for dilation in DILATIONS),
         ])
 
-    def forward(self, x: Tensor, stream: Stream | None = None, noise: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B, width, T] -> [B, width / 2, about T * stride]; noise [B, 1, T * stride]."""
-        if noise is None:
-            return run(self.layers, x, stream)
         for layer in self.layers:
             x = layer(x, noise) if isinstance(layer, NoiseBlock) else layer(x)
         return x
@@ -212,5 +211,5 @@ def _conv(
     inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1, normed: bool = True
 ) -> nn.Module:
     padding = (kernel - 1) * dilation // 2
-    conv = AheadConv1d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups)
+    conv = nn.Conv1d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups)
     return weight_norm(conv) if normed else conv

@@ -35,12 +35,9 @@ class Packed2d:
         self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(wide.to_mkldnn(), *self.sizes, 1, list(size))  # type: ignore[call-arg,arg-type]
         return self
 
-    def plane(self, x: Tensor, padded: bool = True) -> Tensor:
-        """x [N, C, H, W] of the same type -> [N, O, H', W'], channels last; `padded`: whether zeros go around x."""
-        padding = self.sizes[0] if padded else [0, 0]
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, padding, *self.sizes[1:], 1, "none", [], ""
-        )
+    def plane(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] of the same type -> [N, O, H', W'], channels last."""
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.sizes, 1, "none", [], "")
         return y
 
     def add_plane(self, total: Tensor, x: Tensor) -> None:

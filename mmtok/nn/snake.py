@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from mmtok.kernels import activations, reference
 
 
-def snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
-    """x [B, C, T] + inverse sin^2(alpha x), alpha and inverse [1, C, 1]; keeps only x for the backward pass."""
+def snake(x: Tensor, alpha: Tensor, inverse: Tensor, inplace: bool = False) -> Tensor:
+    """x [B, C, T] + inverse sin^2(alpha x), alpha and inverse [1, C, 1]; keeps only x for the backward pass.
+
+    inplace  x may be overwritten, which is done where no gradient is asked for
+    """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in activations.TYPES:
         return x + inverse * torch.sin(alpha * x).square()
     if torch.is_grad_enabled() and (x.requires_grad or alpha.requires_grad or inverse.requires_grad):
         return _Snake.apply(x, alpha, inverse)  # type: ignore[no-untyped-call,no-any-return]
-    return activations.snake(x, alpha.flatten(), inverse.flatten())
+    return activations.snake(x, alpha.flatten(), inverse.flatten(), x if inplace else None)
 
 
 class _Snake(torch.autograd.Function):
@@ -46,9 +49,9 @@ class Snake(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(1, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """[B, C, T] -> [B, C, T]."""
-        return snake(x, self.alpha, (self.alpha + 1e-9).reciprocal())
+        return snake(x, self.alpha, (self.alpha + 1e-9).reciprocal(), inplace)
 
 
 class SnakeBeta(nn.Module):

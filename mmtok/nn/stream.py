@@ -40,7 +40,7 @@ class Stream:
 
 
 class Causal(nn.Module):
-    """Base of modules that take a stream: `forward(x [B, C, T], stream=None)`. `mmtok.nn.ahead`'s give out late."""
+    """Base of modules that take a stream: `forward(x [B, C, T], stream=None)`."""
 
 
 def run(layers: Iterable[nn.Module], x: Tensor, stream: Stream | None) -> Tensor:
@@ -90,17 +90,11 @@ def join(*parts: Tensor) -> Tensor:
 
 def add_aligned(owner: nn.Module, a: Tensor, b: Tensor, stream: Stream | None) -> Tensor:
     """a + b [B, C, T] where one of two branches may be ahead of the other; the surplus waits in the stream."""
-    a, b = aligned(owner, a, b, stream)
-    return a + b
-
-
-def aligned(owner: nn.Module, a: Tensor, b: Tensor, stream: Stream | None) -> tuple[Tensor, Tensor]:
-    """What both branches have, with what waited; the surplus waits in the stream."""
     if stream is None:
-        return a, b
+        return a + b
     held = stream.memory.get(owner)
     if held is not None:
         a, b = join(held[0], a), join(held[1], b)
     n = min(a.shape[-1], b.shape[-1])
     stream.memory[owner] = (a[..., n:].clone(), b[..., n:].clone())  # a view would keep all of them
-    return a[..., :n], b[..., :n]
+    return a[..., :n] + b[..., :n]
