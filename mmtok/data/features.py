@@ -26,7 +26,7 @@ def read_rows(name: str, data: bytes, start: int, count: int, total: int, hop: i
     """
     if not data:
         raise BadSample("features", f"no member {name}.npy")
-    found = _array(name, data)
+    found = read_array(name, data)
     first, rows, wanted = start // hop, -(-count // hop), -(-total // hop)
     if not wanted - SLACK <= len(found) <= 1.1 * wanted + SLACK:
         raise BadSample("features", f"{name}.npy: {len(found)} frames, the clip has {wanted} of {hop} samples")
@@ -36,8 +36,11 @@ def read_rows(name: str, data: bytes, start: int, count: int, total: int, hop: i
     return cut
 
 
-def _array(name: str, data: bytes) -> NDArray[np.floating]:
-    """The array [F, E] of an .npy file, whose header may claim nothing that the file does not hold."""
+def read_array(name: str, data: bytes) -> NDArray[np.floating]:
+    """The array [F, E] of an .npy file, whose header may claim nothing that the file does not hold.
+
+    Raises BadSample (features): no array of floats [F, E]. Nothing is unpickled.
+    """
     stream = io.BytesIO(data)
     try:
         first = np.lib.format.read_magic(stream) == (1, 0)

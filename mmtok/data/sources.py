@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmtok.data.media import MEDIA
+from mmtok.data.media import AUDIO, MEDIA
 from mmtok.data.samples import SampleClip, find_samples
 from mmtok.data.urls import confined
 from mmtok.data.video_samples import SampleVideo
@@ -19,7 +20,8 @@ from mmtok.data.video_samples import SampleVideo
 class Item:
     """One sample to write: media from `path` or `data`, a caption, and what goes into its json.
 
-    camera  the file is a photograph that becomes a video: the seed of the camera's path over it
+    camera    the file is a photograph that becomes a video: the seed of the camera's path over it
+    features  by name, `stem.<name>.npy` beside the file of a sound: what a frozen model heard
     """
 
     key: str
@@ -29,10 +31,11 @@ class Item:
     text: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     camera: int | None = None
+    features: dict[str, Path] = field(default_factory=dict)
 
 
 def read_items(source: str, root: Path | None = None) -> Iterator[Item]:
-    """Items of a source in its own order. ValueError names what is wrong with it.
+    """Items of a source in its own order, sounds with the features beside them. ValueError names what is wrong with it.
 
     root  folder below which the paths of a manifest or Parquet file must lie; by default the file's own
 
@@ -41,6 +44,10 @@ def read_items(source: str, root: Path | None = None) -> Iterator[Item]:
     *.csv *.tsv *.jsonl  a column `path` (relative to the manifest), optional `text`; the rest goes into json
     *.parquet         a column `path`, `bytes` or `image` ({bytes, path}); `text` or `caption`; the rest as above
     """
+    return _with_features(_read(source, root))
+
+
+def _read(source: str, root: Path | None) -> Iterator[Item]:
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -55,6 +62,25 @@ def read_items(source: str, root: Path | None = None) -> Iterator[Item]:
     if suffix == ".parquet":
         return _parquet([path], root)
     raise ValueError(f"{source}: expected a folder, .csv, .tsv, .jsonl or .parquet file, or samples:image|audio|video")
+
+
+def _with_features(items: Iterator[Item]) -> Iterator[Item]:
+    listed: dict[Path, dict[str, dict[str, Path]]] = {}
+    for item in items:
+        if item.path is not None and item.ext in AUDIO:
+            item.features = _features(item.path, listed)
+        yield item
+
+
+def _features(path: Path, listed: dict[Path, dict[str, dict[str, Path]]]) -> dict[str, Path]:
+    """Feature files of a sound; every folder is listed once."""
+    if path.parent not in listed:
+        found = listed[path.parent] = {}
+        for file in sorted(path.parent.glob("*.npy")):
+            stem, _, name = file.name.removesuffix(".npy").rpartition(".")
+            if stem and re.fullmatch(r"\w+", name, re.ASCII):
+                found.setdefault(stem, {})[name] = file
+    return listed[path.parent].get(path.stem, {})
 
 
 def sample_items(name: str, split: str) -> list[Item]:

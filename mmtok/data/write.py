@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mmtok.data.bad import BadSample
 from mmtok.data.clips import Cutting, camera_path, cut
 from mmtok.data.decode import EncodedImage
+from mmtok.data.features import read_array
 from mmtok.data.index import Shard, file_sha256, make_shard, safe_key, save_index
 from mmtok.data.media import IMAGES, MEDIA, VIDEOS, examine
 from mmtok.data.order import mix
@@ -283,7 +284,10 @@ def _jpeg(pixels: Image.Image, quality: int) -> bytes:
 
 
 def _beside(item: Item, members: dict[str, bytes]) -> dict[str, bytes]:
-    """Media with the caption and the json of their item."""
+    """Media with the caption, the features and the json of their item. Raises BadSample."""
+    for name, path in item.features.items():
+        members[f"{name}.npy"] = data = path.read_bytes()
+        read_array(name, data)
     if item.text is not None:
         members["txt"] = item.text.encode()
     if item.meta:

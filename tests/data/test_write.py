@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import webdataset
 from PIL import Image
 
 from mmtok.cli import main
-from mmtok.data import ShardData
+from mmtok.data import AudioData, ShardData
 from mmtok.data.index import parse_index
 from mmtok.data.shards_cli import check, describe, make
 
@@ -98,6 +101,33 @@ def test_parquet(folder: Path, tmp_path: Path, column: str) -> None:
     assert [s["jpg"] for s in samples] == [p.read_bytes() for p in paths]
     assert [s["txt"].decode() for s in samples] == [p.stem for p in paths]
     assert json.loads(samples[2]["json"]) == {"height": 3}
+
+
+def test_features_beside_sounds_go_along(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    frames = np.arange(100, dtype=np.float32)[:, None].repeat(3, 1)
+    for name in ("a", "b.c", "bad"):
+        soundfile.write(source / f"{name}.wav", np.sin(np.arange(16000) / 9), 16000)
+    np.save(source / "a.ssl.npy", frames)
+    np.save(source / "a.other_1.npy", frames[:50])
+    np.save(source / "b.c.ssl.npy", -frames)
+    np.save(source / "bad.ssl.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(source / "unrelated.npy", frames)
+    (report,) = make(str(source), str(tmp_path / "out"))
+    assert (report.samples, [key for key, _ in report.bad]) == (2, ["bad"]) and "ssl.npy" in report.bad[0][1]
+    found = contents(tmp_path / "out")
+    assert {key[0]: set(members) for key, members in found.items()} == {
+        "a": {"wav", "ssl.npy", "other_1.npy"}, "b": {"wav", "ssl.npy"}
+    }  # fmt: skip
+    assert found["a"]["ssl.npy"] == (source / "a.ssl.npy").read_bytes()
+    data = AudioData(
+        str(tmp_path / "out"), sample_rate=16000, seconds=0.5, features={"ssl": 160}, hop=160, batch_size=2,
+        num_workers=0,
+    )  # fmt: skip
+    (batch,) = itertools.islice(data.train_loader(0, 1), 1)
+    for key, rows in zip(batch.keys, batch.features["ssl"], strict=True):
+        assert float(rows[-1, 0].sign()) == {"a": 1, "b": -1}[key[0]]
 
 
 def test_re_encoding(folder: Path, tmp_path: Path) -> None:
