@@ -20,7 +20,7 @@ from mmtok.nn.attention import MLP
 from mmtok.nn.dac import ResidualUnit
 from mmtok.nn.fast_video import speed_up
 from mmtok.nn.layout import channels_last
-from mmtok.nn.packed import Packed2d
+from mmtok.nn.packed import Packed2d, packable
 from mmtok.nn.snake import Snake
 from mmtok.nn.weight_norm import fold_weight_norm
 from mmtok.quantizers.residual import Residual
@@ -41,8 +41,8 @@ def optimize(tokenizer: T, dtype: torch.dtype = torch.float32) -> T:
         raise ValueError(f"optimize: dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     tokenizer.eval().requires_grad_(False)
     device = next(tokenizer.parameters()).device
-    packs = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if dtype == torch.bfloat16 and not (packs and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    packs = device.type == "cpu" and torch.float32 in packable()
+    if dtype == torch.bfloat16 and (device.type != "cpu" or dtype not in packable()):
         raise ValueError("optimize: bfloat16 needs a CPU that computes in it; use torch.float32, or autocast on a GPU")
     for network in (tokenizer.encoder, tokenizer.decoder):
         fold_weight_norm(network)

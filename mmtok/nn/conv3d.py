@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.nn.layout import channels_last, settled
-from mmtok.nn.packed import as_plane, kept
+from mmtok.nn.packed import as_plane, kept, packable
 from mmtok.nn.stream import Causal, Stream, run
 from mmtok.nn.winograd import WinogradConv3d
 
@@ -187,8 +187,7 @@ def _plane(x: Tensor, conv: nn.Conv3d, stream: Stream | None) -> Tensor:
     cast = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
     if (
         torch.is_grad_enabled() or torch.compiler.is_compiling() or cast or not x.is_cpu
-        or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16)
-        or not torch.backends.mkldnn.is_available()
+        or x.dtype != weight.dtype or x.dtype not in packable()
     ):  # fmt: skip
         return F.conv2d(x, weight, conv.bias, stride, padding, dilation)
     x = channels_last(x)  # sums of the other layout differ

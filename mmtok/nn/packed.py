@@ -7,11 +7,25 @@ oneDNN lays out the weights of a convolution on every call. For one small plane 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+
+def packable() -> tuple[torch.dtype, ...]:
+    """Types in which oneDNN convolves on this CPU; none where it is missing or switched off."""
+    return _types() if torch.backends.mkldnn.enabled else ()
+
+
+@functools.cache
+def _types() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
 
 
 class Packed2d:
@@ -61,17 +75,25 @@ def as_plane(conv: nn.Conv3d) -> tuple[Tensor, list[int], list[int], list[int]] 
     return None
 
 
-_kept: WeakKeyDictionary[nn.Conv3d, tuple[tuple[object, ...], Packed2d]] = WeakKeyDictionary()
+SIZES = 2  # that are remembered: the first piece of a stream has fewer frames than the others
+_kept: WeakKeyDictionary[nn.Conv3d, dict[tuple[object, ...], Packed2d]] = WeakKeyDictionary()
 
 
 def kept(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """`conv` with `as_plane` of x [N, C, H, W]. Its weights are laid out when they, or the size of x, changed: then it
-    takes the time of the plain call. All streams through a network share them."""
-    mark = (*x.shape, *(part for p in (conv.weight, conv.bias) if p is not None for part in (p.data_ptr(), p._version)))
-    found = _kept.get(conv)
-    if found is None or found[0] != mark:
+    """`conv` with `as_plane` of x [N, C, H, W]. Weights are laid out when they changed or for a new size of x: then
+    it takes the time of the plain call. All streams through a network share them."""
+    version = tuple(part for p in (conv.weight, conv.bias) if p is not None for part in (p.data_ptr(), p._version))
+    mark = (version, x.shape)
+    found = _kept.setdefault(conv, {})
+    packed = found.get(mark)
+    if packed is None:
+        stale = [old for old in found if old[0] != version]
+        if not stale and len(found) == SIZES:
+            stale = [next(iter(found))]
+        for old in stale:
+            found.pop(old, None)
         plane = as_plane(conv)
         assert plane is not None
         weight, stride, padding, dilation = plane
-        found = _kept[conv] = (mark, Packed2d(weight, conv.bias, stride, padding, dilation).pack(x.shape))
-    return found[1].plane(x)
+        packed = found[mark] = Packed2d(weight, conv.bias, stride, padding, dilation).pack(x.shape)
+    return packed.plane(x)

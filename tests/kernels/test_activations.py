@@ -94,6 +94,30 @@ def test_gradients_are_those_of_the_formula(path, module):
         assert torch.allclose(a.double(), b.double(), rtol=2e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_snake_writes_where_it_is_told(path, dtype):
+    torch.manual_seed(0)
+    alpha, inverse = torch.rand(20) + 0.1, torch.rand(20)
+    for x in (torch.randn(2, 20, 30), laid_out(torch.randn(2, 20, 30), True), torch.randn(2, 20, 60)[..., ::2]):
+        x = x.to(dtype)
+        with forced(path):
+            y = activations.snake(x, alpha, inverse)
+            for out in (torch.empty_like(x), torch.empty(2, 20, 30, dtype=dtype), laid_out(torch.empty_like(x), True)):
+                assert activations.snake(x, alpha, inverse, out) is out and torch.equal(out, y)
+            assert activations.snake(x, alpha, inverse, x) is x and torch.equal(x, y)
+
+
+def test_in_place_only_without_gradients():
+    module, x = Snake(3), torch.randn(2, 3, 20)
+    before = x.clone()
+    module(x, inplace=True)
+    assert torch.equal(x, before)
+    with torch.no_grad():
+        y = module(x)
+        assert module(x, inplace=True).data_ptr() == x.data_ptr() and torch.equal(x, y) and not torch.equal(x, before)
+
+
 def test_second_derivatives_exist():
     torch.manual_seed(0)
     module, x = Snake(3), torch.randn(2, 3, 20, requires_grad=True)
@@ -108,6 +132,7 @@ def test_second_derivatives_exist():
 @pytest.mark.parametrize("call", [
     lambda: activations.snake(torch.zeros(2, 3, 4), torch.ones(4), torch.ones(4)),
     lambda: activations.snake(torch.zeros(2, 3, 4).double(), torch.ones(3), torch.ones(3)),
+    lambda: activations.snake(torch.zeros(2, 3, 4), torch.ones(3), torch.ones(3), torch.zeros(2, 3, 5)),
     lambda: activations.elu(torch.zeros(3).half()),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(call):

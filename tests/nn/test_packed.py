@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmtok.nn.conv3d import PackedConv3d, convolve
-from mmtok.nn.packed import as_plane
+from mmtok.nn.packed import Packed2d, as_plane, packable
 from mmtok.nn.stream import Stream
 
 KINDS = [
@@ -64,9 +64,33 @@ def test_kept_weights_follow_those_of_the_module():
         assert torch.equal(convolve(x, conv, stream), seen[-1])
 
 
+@torch.no_grad()
+def test_two_sizes_are_remembered(monkeypatch):
+    made = []
+    pack = Packed2d.pack
+    monkeypatch.setattr(Packed2d, "pack", lambda self, size: made.append(tuple(size)[0]) or pack(self, size))
+    conv = PackedConv3d(nn.Conv3d(4, 4, (1, 3, 3), padding=(0, 1, 1)))
+    for frames in (1, 2, 1, 2, 3, 2, 1):
+        convolve(torch.randn(1, 4, frames, 5, 5), conv)
+    assert made == [1, 2, 3, 1]
+    conv.weight.mul_(2)
+    for frames in (1, 3, 1, 3):
+        convolve(torch.randn(1, 4, frames, 5, 5), conv)
+    assert made == [1, 2, 3, 1, 1, 3]
+
+
 def test_gradients_pass_and_other_kernels_are_left():
     conv = nn.Conv3d(4, 4, (3, 1, 1))
     x = torch.randn(1, 4, 5, 3, 3, requires_grad=True)
     convolve(x, PackedConv3d(conv), Stream()).sum().backward()
     assert x.grad is not None and conv.weight.grad is not None
     assert as_plane(nn.Conv3d(4, 4, (3, 3, 3))) is None and as_plane(nn.Conv3d(4, 4, (1, 3, 3), groups=2)) is None
+
+
+@torch.no_grad()
+def test_without_onednn_it_is_the_plain_convolution():
+    conv, x = nn.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1)), torch.randn(1, 8, 2, 5, 5)
+    assert torch.float32 in packable()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert packable() == ()
+        torch.testing.assert_close(convolve(x, PackedConv3d(conv), Stream()), conv(x), atol=1e-5, rtol=0)
