@@ -286,7 +286,10 @@ def _jpeg(pixels: Image.Image, quality: int) -> bytes:
 def _beside(item: Item, members: dict[str, bytes]) -> dict[str, bytes]:
     """Media with the caption, the features and the json of their item. Raises BadSample."""
     for name, path in item.features.items():
-        members[f"{name}.npy"] = data = path.read_bytes()
+        try:
+            members[f"{name}.npy"] = data = path.read_bytes()
+        except OSError as error:
+            raise BadSample("missing", f"{path.name}: {error.strerror or error}") from None
         read_array(name, data)
     if item.text is not None:
         members["txt"] = item.text.encode()

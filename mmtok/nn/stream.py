@@ -77,6 +77,28 @@ def run_in_pieces(layers: Sequence[nn.Module], x: Tensor, widths: Sequence[float
     return run(layers[last:], join(*parts), None)
 
 
+def in_chunks(
+    network: nn.Module, x: Tensor, first: int | None, rest: int | None, stream: Stream | None = None
+) -> Tensor:
+    """network(x [B, C, T, H, W]), `first` and then `rest` frames at a time; all at once without numbers."""
+    if not isinstance(network, Causal):
+        raise ValueError(f"tokenizer: {type(network).__name__} is no causal network (mmtok.nn.stream.Causal)")
+    if first is None or rest is None or x.shape[2] <= first:
+        return network(x, stream)
+    counts = [first, *[rest] * ((x.shape[2] - first) // rest)]
+    counts += [x.shape[2] - sum(counts)] if x.shape[2] > sum(counts) else []
+    if stream is None:
+        stream, ends = Stream(), True
+    else:
+        ends = stream.last
+    parts = []
+    for index, part in enumerate(x.split(counts, 2)):
+        stream.last = ends and index == len(counts) - 1
+        parts.append(network(part, stream))
+    stream.last = ends
+    return torch.cat(parts, 2)
+
+
 def join(*parts: Tensor) -> Tensor:
     """[B, C, T_i] end to end, in the memory layout of the longest."""
     parts = tuple(part for part in parts if part.shape[-1]) or parts[-1:]

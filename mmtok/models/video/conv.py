@@ -7,6 +7,7 @@ VidTok FSQ (arXiv 2412.13061) and Cosmos DV (arXiv 2501.03575) are this class wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.keep import BlockDepth, full_keep
-from mmtok.models.video.depths import choose_depths
+from mmtok.models.video.depths import Choice, begin, choose_next
 from mmtok.models.video.lengths import Target, read_target
 from mmtok.nn.conv3d import PointConv3d
-from mmtok.nn.stream import Causal, Stream
+from mmtok.nn.stream import Stream, in_chunks
 from mmtok.quantizers.base import Quantizer
 from mmtok.taildrop import Length, TailDrop
 from mmtok.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ class VideoStream:
     waiting       frames [B, 3, n, H, W], in the model's range, that do not fill a block yet
     heard, sent   frames that arrived at the encoder, latent frames that left it
     told, played  frames the received tokens stand for, frames that left the decoder
+    target        what the depths of blocks are chosen for, and the choice so far
     """
 
     batch: int
@@ -42,6 +44,8 @@ class VideoStream:
     sent: int = 0
     told: int = 0
     played: int = 0
+    target: Target | None = None
+    choice: Choice | None = None
 
 
 class ConvVideoTokenizer(Tokenizer):
@@ -102,26 +106,24 @@ class ConvVideoTokenizer(Tokenizer):
         measured: the encoder runs once, the decoder at every depth of every block."""
         if target is None:
             return super().encode(x, num_tokens=num_tokens, num_quantizers=num_quantizers)  # type: ignore[arg-type]
-        if num_tokens is not None:
-            raise ValueError("encode: num_tokens and target both set the length; give one")
-        if self.tail is None or not isinstance(self.tail.coding, BlockDepth):
-            raise ValueError("encode(target=...): this model has no residual depth per block to choose")
+        tail = self._tail_of_depths(num_tokens)
         batch = x if isinstance(x, Batch) else Batch.of(x)
         self._check_media(batch.x)
         z = self.latents(batch.x)
         keep = full_keep(self.quantizer.shapes(tuple(z.shape[2:])), len(z), z.device)
-        quantized, coding = self.quantize(z, keep), self.tail.coding
-        full = self.tokens(quantized, keep, coding, batch)
-        depths = choose_depths(self, batch.x, full, read_target(target), self.tail.min_length)
-        return self.tokens(quantized, self.keep_for(z, depths)[0], coding, batch)
+        quantized, (frames, *space) = self.quantize(z, keep), batch.x.shape[2:]
+        full = self.tokens(quantized, keep, tail.coding, batch)
+        start = begin(self, full, read_target(target), tail.min_length, math.prod(space), frames / z.shape[2])
+        depths, _ = choose_next(self, batch.x, full, start, begun=False, last=True)
+        return self.tokens(quantized, self.keep_for(z, depths)[0], tail.coding, batch)
 
     def latents(self, x: Tensor) -> Tensor:
         """z [B, D, t, h, w] before the quantizer, for x [B, 3, T, H, W] in [-1, 1]."""
-        return self.quant_conv(_in_pieces(self.encoder, self._to_model(x), *self._pieces(self.stride[0])))
+        return self.quant_conv(in_chunks(self.encoder, self._to_model(x), *self._pieces(self.stride[0])))
 
     def reconstruct(self, z: Tensor, tokens: Tokens) -> Tensor:
         """[B, D, t, h, w] -> padded video [B, 3, T, H, W] in the model's range."""
-        return _in_pieces(self.decoder, self._decoder_input(z, tokens), *self._pieces(1))
+        return in_chunks(self.decoder, self._decoder_input(z, tokens), *self._pieces(1))
 
     def _decoder_input(self, z: Tensor, tokens: Tokens) -> Tensor:
         z = self.post_quant_conv(z)
@@ -143,11 +145,19 @@ class ConvVideoTokenizer(Tokenizer):
 
     # ---- streaming ------------------------------------------------------------------------------------------------
 
-    def stream_state(self, batch: int = 1, num_tokens: int | None = None) -> VideoStream:
-        """Fresh state for both directions; every chunk has `batch` items. num_tokens: as in `encode`, of each chunk."""
+    def stream_state(
+        self, batch: int = 1, num_tokens: int | None = None, target: Target | float | str | None = None
+    ) -> VideoStream:
+        """Fresh state for both directions; every chunk has `batch` items. num_tokens: as in `encode`, of each chunk.
+
+        target  as in `encode`: the same depths for a quality; a rate is that of the frames so far, but for the first
+        """
         if not self.quantizer.codebook_sizes:
             raise ValueError("stream_state: a continuous bottleneck sends no codes, so it cannot stream")
-        return VideoStream(batch, num_tokens, Stream(), Stream())
+        if target is not None:
+            self._tail_of_depths(num_tokens)
+            target = read_target(target)
+        return VideoStream(batch, num_tokens, Stream(), Stream(), target=target)
 
     @torch.no_grad()
     def encode_chunk(self, x: Tensor, state: VideoStream, last: bool = False) -> tuple[Tokens, VideoStream]:
@@ -175,7 +185,7 @@ class ConvVideoTokenizer(Tokenizer):
         stream = state.encoder.next(last)
         if ready:
             lengths = self._pieces(self.stride[0], state.sent > 0)
-            z = self.quant_conv(_in_pieces(self.encoder, x[:, :, :ready], *lengths, stream))
+            z = self.quant_conv(in_chunks(self.encoder, x[:, :, :ready], *lengths, stream))
         else:
             grid = [-(-n // s) for n, s in zip(size, self.stride[1:], strict=True)]
             z = x.new_zeros(x.shape[0], self.quantizer.dim, 0, *grid)
@@ -187,9 +197,16 @@ class ConvVideoTokenizer(Tokenizer):
         quantized = self.quantize(z, keep) if frames else self._nothing(z)
         counts = torch.tensor([[stood, *size]] * state.batch, dtype=torch.int64)
         batch = Batch(x, tuple(map(str, range(state.batch))), counts)
-        tokens = self.tokens(quantized, keep, coding, batch)
+        tokens, choice = self.tokens(quantized, keep, coding, batch), state.choice
+        if state.target is not None and frames:
+            shown = x[:, :, :stood, : size[0], : size[1]]
+            shown = shown * 2 - 1 if self.unit_range else shown
+            least = self._tail_of_depths().min_length
+            choice = choice or begin(self, tokens, state.target, least, math.prod(size), None)
+            depths, choice = choose_next(self, shown, tokens, choice, state.sent > 0, last)
+            tokens = self.tokens(quantized, self.keep_for(z, depths)[0], coding, batch)
         waiting = x[:, :, ready:].clone()
-        return tokens, replace(state, encoder=stream, waiting=waiting, heard=heard, sent=sent)
+        return tokens, replace(state, encoder=stream, waiting=waiting, heard=heard, sent=sent, choice=choice)
 
     @torch.no_grad()
     def decode_chunk(self, tokens: Tokens, state: VideoStream, last: bool = False) -> tuple[Tensor, VideoStream]:
@@ -205,11 +222,18 @@ class ConvVideoTokenizer(Tokenizer):
             z = z.to(tokens.grids[0].device)
         told = state.told + int(tokens.size[0, 0])
         if z.shape[2] or last:
-            x = _in_pieces(self.decoder, z, *self._pieces(1, state.played > 0), stream)[:, :, : told - state.played]
+            x = in_chunks(self.decoder, z, *self._pieces(1, state.played > 0), stream)[:, :, : told - state.played]
         else:
             x = z.new_zeros(state.batch, 3, 0, height, width)
         x = (x * 2 - 1 if self.unit_range else x)[..., :height, :width].float().clamp(-1, 1)
         return x, replace(state, decoder=stream, told=told, played=state.played + x.shape[2])
+
+    def _tail_of_depths(self, num_tokens: object = None) -> TailDrop:
+        if num_tokens is not None:
+            raise ValueError("num_tokens and target both set the length; give one")
+        if self.tail is None or not isinstance(self.tail.coding, BlockDepth):
+            raise ValueError("target: this model has no residual depth per block to choose")
+        return self.tail
 
     # ---- sizes ------------------------------------------------------------------------------------------------------
 
@@ -257,25 +281,3 @@ class ConvVideoTokenizer(Tokenizer):
     def _nothing(self, z: Tensor) -> Quantized:
         shapes = self.quantizer.shapes(tuple(z.shape[2:]))
         return Quantized(z, tuple(torch.zeros(z.shape[0], *s, dtype=torch.int64, device=z.device) for s in shapes))
-
-
-def _in_pieces(
-    network: nn.Module, x: Tensor, first: int | None, rest: int | None, stream: Stream | None = None
-) -> Tensor:
-    """network(x [B, C, T, H, W]), `first` and then `rest` frames at a time; all at once without numbers."""
-    if not isinstance(network, Causal):
-        raise ValueError(f"tokenizer: {type(network).__name__} is no causal network (mmtok.nn.stream.Causal)")
-    if first is None or rest is None or x.shape[2] <= first:
-        return network(x, stream)
-    counts = [first, *[rest] * ((x.shape[2] - first) // rest)]
-    counts += [x.shape[2] - sum(counts)] if x.shape[2] > sum(counts) else []
-    if stream is None:
-        stream, ends = Stream(), True
-    else:
-        ends = stream.last
-    parts = []
-    for index, part in enumerate(x.split(counts, 2)):
-        stream.last = ends and index == len(counts) - 1
-        parts.append(network(part, stream))
-    stream.last = ends
-    return torch.cat(parts, 2)

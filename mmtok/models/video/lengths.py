@@ -85,9 +85,8 @@ class BlockPolicy:
             return table[first_at_least(quality, torch.full_like(quality[:, 0], self.target.db))], self
         area = (self.frames if frames is None else frames) * self.pixels
         income = self.target.rate * area - self.block_bits
-        if self.credit is None and income < self.least * self.code_bits:
-            lowest = (self.least * self.code_bits + self.block_bits) / area
-            raise ValueError(f"target: {self.target.rate} bpp is less than the shortest blocks cost, {lowest:.5f} bpp")
+        if self.credit is None:
+            self.check(self.frames if frames is None else frames)
         credit = torch.full((len(quality),), income, dtype=torch.float64, device=quality.device)
         credit = credit if self.credit is None else credit + self.credit
         even = quality.gather(1, self._fits(torch.full_like(credit, income), table)[:, None])[:, 0]
@@ -99,6 +98,13 @@ class BlockPolicy:
             self.target, self.lengths, self.least, self.code_bits, self.block_bits, self.frames, self.pixels, rest,
             level, self.pace,
         )
+
+    def check(self, frames: float) -> None:
+        """ValueError when blocks of so many frames cannot have the rate that is wanted, however short they are."""
+        shortest = self.least * self.code_bits + self.block_bits
+        if isinstance(self.target, BPP) and self.target.rate * frames * self.pixels < shortest:
+            lowest = shortest / (frames * self.pixels)
+            raise ValueError(f"target: {self.target.rate} bpp is less than the shortest blocks cost, {lowest:.5f} bpp")
 
     def _fits(self, bits: Tensor, table: Tensor) -> Tensor:
         """int64 [B]: index of the longest candidate that costs at most `bits` (0 when none does)."""

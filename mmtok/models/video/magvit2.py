@@ -5,9 +5,8 @@ Legend: B batch, T H W video.
 
 from __future__ import annotations
 
-from typing import Any
-
-from mmtok.models.video.conv import ConvVideoTokenizer
+from mmtok.models.video.conv import ConvVideoTokenizer, VideoStream
+from mmtok.models.video.lengths import Target
 from mmtok.nn.magvit3d import MagvitDecoder3d, MagvitEncoder3d
 from mmtok.quantizers.base import Quantizer
 from mmtok.taildrop import TailDrop
@@ -26,8 +25,10 @@ class Magvit2Video(ConvVideoTokenizer):
         if piece is not None and not self.causal:
             raise ValueError("tokenizer.piece: clip_norm looks at whole clips, so a video goes through at once")
 
-    def stream_state(self, batch: int = 1, num_tokens: int | None = None) -> Any:
+    def stream_state(
+        self, batch: int = 1, num_tokens: int | None = None, target: Target | float | str | None = None
+    ) -> VideoStream:
         """As `ConvVideoTokenizer.stream_state`; ValueError for weights that normalise over clips."""
         if not self.causal:
             raise ValueError(f"{type(self).__name__} with clip_norm is not causal: it cannot stream")
-        return super().stream_state(batch, num_tokens)
+        return super().stream_state(batch, num_tokens, target)

@@ -6,12 +6,11 @@ Legend: B batch, T H W video, st s strides, t h w code grid with t = 1 + (T - 1)
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmtok.models.video.conv import ConvVideoTokenizer
+from mmtok.models.video.conv import ConvVideoTokenizer, VideoStream
 from mmtok.models.video.lengths import Target
 from mmtok.nn.stream import Causal, Stream
 from mmtok.nn.vivit import SpatialTransformer, TemporalTransformer
@@ -58,11 +57,13 @@ class ViViTTokenizer(ConvVideoTokenizer):
         out = super().forward(as_video(batch), progress)
         return out if batch.x.dim() == 5 or out.x is None else replace(out, x=out.x[:, :, 0])
 
-    def stream_state(self, batch: int = 1, num_tokens: int | None = None) -> Any:
+    def stream_state(
+        self, batch: int = 1, num_tokens: int | None = None, target: Target | float | str | None = None
+    ) -> VideoStream:
         """As `ConvVideoTokenizer.stream_state`; ValueError for weights that mix time and space."""
         if not self.causal:
             raise ValueError(f"{type(self).__name__} with legacy_reshape is not causal: it cannot stream")
-        return super().stream_state(batch, num_tokens)
+        return super().stream_state(batch, num_tokens, target)
 
     @torch.no_grad()
     def inflate(self) -> None:

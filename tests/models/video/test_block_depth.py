@@ -116,8 +116,44 @@ def test_no_block_looks_at_later_frames(trained):
         assert torch.equal(a[:, :2], b[:, :2]) and not torch.equal(a, b)
 
 
+def streamed(tok, clips, target, counts):
+    """Tokens of a stream in such chunks, as one, and every chunk's."""
+    state, parts = tok.stream_state(len(clips), target=target), []
+    for index, chunk in enumerate(clips.split(counts, 2)):
+        part, state = tok.encode_chunk(chunk, state, last=index == len(counts) - 1)
+        parts.append(part)
+    return torch.cat([part.codes for part in parts], 2), torch.cat([depths(part) for part in parts], 1), parts
+
+
+def test_a_stream_chooses_as_the_whole_does(trained):
+    clips, tok = trained
+    for target in ("14dB", "17dB"):
+        whole = tok.encode(clips, target=target)
+        for counts in ([9], [1, 4, 4], [2, 0, 6, 1], [7, 2]):
+            codes, chosen, _ = streamed(tok, clips, target, counts)
+            assert torch.equal(chosen, depths(whole)) and torch.equal(codes, whole.codes)
+    cut, _, _ = streamed(tok, clips[:, :, :7, :15, :13], "17dB", [3, 4])
+    assert torch.equal(cut, tok.encode(clips[:, :, :7, :15, :13], target="17dB").codes)
+
+
+def test_a_stream_keeps_to_a_rate_behind_its_first_frame(trained):
+    clips, tok = trained
+    rate, spent = 0.05, torch.zeros(len(clips), dtype=torch.float64)
+    long = torch.cat([clips, clips.flip(2)[:, :, 1:], clips[:, :, 1:]], 2)
+    _, chosen, parts = streamed(tok, long, BPP(rate), [1, *[4] * 6])
+    for index, depth in enumerate(chosen.T):
+        spent += depth * 4 * 3 + math.log2(DEPTH)
+        allowed = rate * (1 + 4 * index) * 256
+        assert bool((spent <= allowed + 1e-6).all()) or index == 0
+    assert bool((chosen[:, 0] == 1).all()) and float(spent.mean()) > 0.75 * allowed and len(parts) == 7
+    with pytest.raises(ValueError, match="less than the shortest blocks cost"):
+        streamed(tok, clips, "0.001bpp", [9])
+
+
 def test_mistakes_are_named(trained):
     clips, tok = trained
+    with pytest.raises(ValueError, match="give one"):
+        tok.stream_state(1, num_tokens=2, target=20)
     with pytest.raises(ValueError, match="give one"):
         tok.encode(clips, num_tokens=2, target=20)
     with pytest.raises(ValueError, match='"32dB" or "0.02bpp"'):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from video_models import MODELS, MULT, VIDTOK, make, video
 
-from mmtok.models.video.conv import _in_pieces
 from mmtok.nn.conv3d import CausalConv3d
 from mmtok.nn.conv_video import ConvEncoder3d
 from mmtok.nn.resample3d import LinearTime
+from mmtok.nn.stream import in_chunks
 from mmtok.nn.video_parts import CosmosParts, VidTokParts
 from mmtok.types import Batch
 
@@ -109,9 +109,9 @@ def test_pieces_are_exact_arithmetic(model):
     model.double()
     x = model._to_model(video(22).double())
     z = model.encoder(x)
-    torch.testing.assert_close(_in_pieces(model.encoder, x, 1, model.stride[0]), z, atol=1e-13, rtol=0)
+    torch.testing.assert_close(in_chunks(model.encoder, x, 1, model.stride[0]), z, atol=1e-13, rtol=0)
     z = torch.randn(1, model.decoder.z_channels, *z.shape[2:], dtype=torch.float64)
-    torch.testing.assert_close(_in_pieces(model.decoder, z, 1, 1), model.decoder(z), atol=1e-12, rtol=0)
+    torch.testing.assert_close(in_chunks(model.decoder, z, 1, 1), model.decoder(z), atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
