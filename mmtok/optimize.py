@@ -110,8 +110,8 @@ class _Packed(Packed2d):
     def _wide(self, x: Tensor) -> Tensor:
         size = [*x.shape[:2], 1, 1 << (x.shape[2] - 1).bit_length()]
         if size != self._size:
-            self._size = size
             self.pack(size)
+            self._size = size  # last: another thread may be here too
         return channels_last(x[:, :, None].to(self.dtype))
 
 
