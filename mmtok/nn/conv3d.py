@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.nn.layout import channels_last, settled
-from mmtok.nn.packed import as_plane, kept, packable
+from mmtok.nn.packed import Plane, as_plane, kept, packable
 from mmtok.nn.stream import Causal, Stream, run
 from mmtok.nn.winograd import WinogradConv3d
 
@@ -166,11 +166,12 @@ def convolve(x: Tensor, conv: nn.Conv3d, stream: Stream | None = None) -> Tensor
     """
     if isinstance(conv, WinogradConv3d) and not (torch.is_grad_enabled() and x.requires_grad):
         return conv.run(x)
-    if as_plane(conv) is not None:
+    plane = as_plane(conv)
+    if plane is not None:
         if conv.kernel_size[0] == 1 and conv.stride[0] == 1:
-            y = _plane(settled(x.transpose(1, 2).flatten(0, 1)), conv, stream)
+            y = _on_plane(settled(x.transpose(1, 2).flatten(0, 1)), conv, plane, stream)
             return settled(y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2))
-        y = _plane(settled(x.flatten(3)), conv, stream)
+        y = _on_plane(settled(x.flatten(3)), conv, plane, stream)
         return settled(y.unflatten(3, x.shape[3:]))
     # whatever T is, so that chunks have the sums of the whole; as few frames as the kernel may arrive at once
     if x.is_cpu and x.shape[0] == 1 and x.shape[1] * conv.kernel_size[0] * x.shape[3] <= SMALL:
@@ -178,11 +179,9 @@ def convolve(x: Tensor, conv: nn.Conv3d, stream: Stream | None = None) -> Tensor
     return F.conv3d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
-def _plane(x: Tensor, conv: nn.Conv3d, stream: Stream | None) -> Tensor:
-    """The 2D convolution that conv is. For inference on a CPU always oneDNN's: torch goes by the size of x, so that a
-    piece would have other sums than the whole."""
-    plane = as_plane(conv)
-    assert plane is not None
+def _on_plane(x: Tensor, conv: nn.Conv3d, plane: Plane, stream: Stream | None) -> Tensor:
+    """The 2D convolution `plane` that conv is. For inference on a CPU always oneDNN's: torch goes by the size of x, so
+    that a piece would have other sums than the whole."""
     weight, stride, padding, dilation = plane
     cast = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
     if (
@@ -192,7 +191,7 @@ def _plane(x: Tensor, conv: nn.Conv3d, stream: Stream | None) -> Tensor:
         return F.conv2d(x, weight, conv.bias, stride, padding, dilation)
     x = channels_last(x)  # sums of the other layout differ
     if (stream is not None or isinstance(conv, PackedConv3d)) and not weight.is_inference():
-        return kept(conv, x)
+        return kept(conv, plane, x)
     return torch.mkldnn_convolution(x, weight, conv.bias, padding, stride, dilation, 1)
 
 

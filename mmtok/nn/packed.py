@@ -61,9 +61,12 @@ class Packed2d:
         )
 
 
-def as_plane(conv: nn.Conv3d) -> tuple[Tensor, list[int], list[int], list[int]] | None:
-    """(weight [O, C, kh, kw], stride, padding, dilation) of the 2D convolution that a kernel over space alone, or over
-    time alone, is: over (H, W) of each frame, or over (T, H W). None for other kernels."""
+Plane = tuple[Tensor, list[int], list[int], list[int]]  # weight [O, C, kh, kw], stride, padding, dilation
+
+
+def as_plane(conv: nn.Conv3d) -> Plane | None:
+    """The 2D convolution that a kernel over space alone, or over time alone, is: over (H, W) of each frame, or over
+    (T, H W). None for other kernels."""
     kernel, stride, padding, dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     assert not isinstance(padding, str)
     if conv.groups != 1:
@@ -79,8 +82,8 @@ SIZES = 2  # that are remembered: the first piece of a stream has fewer frames t
 _kept: WeakKeyDictionary[nn.Conv3d, dict[tuple[object, ...], Packed2d]] = WeakKeyDictionary()
 
 
-def kept(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """`conv` with `as_plane` of x [N, C, H, W]. Weights are laid out when they changed or for a new size of x: then
+def kept(conv: nn.Conv3d, plane: Plane, x: Tensor) -> Tensor:
+    """`conv`, which is `plane`, of x [N, C, H, W]. Weights are laid out when they changed or for a new size of x: then
     it takes the time of the plain call. All streams through a network share them."""
     version = tuple(part for p in (conv.weight, conv.bias) if p is not None for part in (p.data_ptr(), p._version))
     mark = (version, x.shape)
@@ -92,8 +95,6 @@ def kept(conv: nn.Conv3d, x: Tensor) -> Tensor:
             stale = [next(iter(found))]
         for old in stale:
             found.pop(old, None)
-        plane = as_plane(conv)
-        assert plane is not None
         weight, stride, padding, dilation = plane
         packed = found[mark] = Packed2d(weight, conv.bias, stride, padding, dilation).pack(x.shape)
     return packed.plane(x)
