@@ -15,6 +15,7 @@ import yaml
 
 import mmtok.configs
 from mmtok import hub
+from mmtok.data import decode_torchcodec
 from mmtok.training import cli as command
 from mmtok.training.config_file import read_config_file
 
@@ -27,6 +28,7 @@ TOLERANCE = 1e-3  # of other decoders and processors; threads alone move a loss 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_trains_saves_and_reloads(path, tmp_path, shards, audio_shards, video_shards, speech_model, monkeypatch):
     monkeypatch.setenv("MMTOK_DEBUG", "1")
+    monkeypatch.setattr(decode_torchcodec, "usable", lambda: False)  # whose frames differ in rounding
     name, source = path.relative_to(ROOT).with_suffix("").as_posix(), yaml.safe_load(path.read_text())
     assert source.get("tiny") or source.get("base"), f"{path} has no tiny map"
     config = read_config_file(path, tiny=True)

@@ -24,7 +24,8 @@ from mmtok.data.bad import BadSample
 from mmtok.data.decode_video import EncodedVideo, Fit
 
 TICK = Fraction(1, 90000)
-OPTIONS = {"preset": "veryfast", "crf": "17"}
+# without cpu-independent, x264 decides by approximate reciprocals, of which every maker of processors has its own
+OPTIONS = {"preset": "veryfast", "crf": "17", "x264-params": "log-level=none:cpu-independent=1"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def encode_clip(
                 track.codec_context.time_base = track.time_base = TICK
                 track.codec_context.gop_size = max(1, round(gop * rate))
                 track.codec_context.thread_count = 1
-                track.options = {**OPTIONS, "x264-params": "log-level=none"}
+                track.options = OPTIONS
                 if sound is not None:
                     voice = container.add_stream("aac", rate=sound[1], layout="stereo" if len(sound[0]) > 1 else "mono")
             padded = picture if min(picture.shape[:2]) > 1 else np.resize(picture, (*size, 3))

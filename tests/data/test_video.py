@@ -13,9 +13,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from video_files import clip
 
-from mmtok.data import VideoData
+from mmtok.data import VideoData, clips
 from mmtok.data.audio_samples import HELDOUT
 from mmtok.data.bad import BadSample
 from mmtok.data.check import check_shards
@@ -363,6 +364,15 @@ def test_cutting_keeps_times_size_and_sound():
     assert max(np.diff(keys)) <= 0.75
     odd, size = encode_clip([np.zeros((1, 33, 3), np.uint8)], [0.0], 10.0)
     assert size == (2, 32) and len(EncodedVideo(odd)) == 1
+
+
+def test_clips_do_not_depend_on_the_processor(monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    scene = np.asarray(Image.fromarray(noise).resize((96, 80), Image.Resampling.BICUBIC))
+    moving = [scene[t : t + 48, t : t + 64] for t in range(24)], [t / 12 for t in range(24)], 12.0
+    here = encode_clip(*moving)
+    monkeypatch.setitem(clips.OPTIONS, "x264-params", clips.OPTIONS["x264-params"] + ":asm=0")  # plain C for x264
+    assert encode_clip(*moving) == here
 
 
 def test_make_cuts_into_shards(tmp_path):
