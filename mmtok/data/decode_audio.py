@@ -2,9 +2,8 @@
 
 Legend: C channels, n samples of a stretch, both as stored.
 
-soundfile (libsndfile) reads wav, flac, ogg, opus, mp3 and aiff, and seeks in them. PyAV (FFmpeg in the wheel) reads
-the rest: G.722, which has no header and is always 16 kHz mono, and m4a, aac and what libsndfile refuses. torchcodec
-is not used: it needs a system FFmpeg of the right version and would read nothing more than these two.
+soundfile (libsndfile) reads wav, flac, ogg, opus, mp3 and aiff, and seeks in them; FFmpeg (`mmtok.data.decode_ffmpeg`)
+reads G.722, m4a, aac and what libsndfile refuses.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmtok.data.bad import BadSample
+from mmtok.data.decode_ffmpeg import LEAD, ContainerAudio, G722Audio
 
 EXTENSIONS = ("flac", "wav", "ogg", "oga", "opus", "mp3", "g722", "aiff", "aif", "m4a", "aac")
-G722_RATE = 16000
 _BLOCK = 1 << 18
-_LEAD = 12 * 1152  # samples decoded before a stretch of mp3, vorbis or opus: their frames carry over into it
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,8 @@ class EncodedAudio:
         """Raises BadSample: empty, unsupported, corrupt, truncated, too_large, low_rate."""
         if not data:
             raise BadSample("empty", "0 bytes")
-        self._data, self._decoded = data, None  # type: tuple[bytes, NDArray[np.float32] | None]
-        self._file = None if ext == "g722" else _open_soundfile(data)
-        if self._file is not None:
-            self.rate, self.channels, self.frames = self._file.samplerate, self._file.channels, self._file.frames
-            if ext == "wav":
-                _check_riff(data)
-        elif ext == "g722":
-            self.rate, self.channels, self.frames = G722_RATE, 1, 2 * len(data)
-        else:
-            self.rate, self.channels, self.frames = _probe(data, caps.max_seconds)
+        self._source = _source(data, ext, caps.max_seconds)
+        self.rate, self.channels, self.frames = self._source.rate, self._source.channels, self._source.frames
         if not 1 <= self.rate <= caps.max_rate:
             raise BadSample("too_large", f"{self.rate} Hz, the cap is {caps.max_rate}")
         if self.rate < caps.min_rate:
@@ -71,7 +61,6 @@ class EncodedAudio:
             raise BadSample("too_large", f"{self.frames / self.rate:.0f} s, the cap is {caps.max_seconds:.0f}")
         if self.frames < 1:
             raise BadSample("empty", "no samples")
-        self._cap = int(caps.max_seconds * self.rate)
 
     @property
     def seconds(self) -> float:
@@ -83,18 +72,7 @@ class EncodedAudio:
         Full scale is 1; float files may go beyond. Raises BadSample: corrupt, truncated.
         """
         count = self.frames - start if count is None else min(count, self.frames - start)
-        if self._file is None:
-            if self._decoded is None:
-                g722 = self.rate == G722_RATE and self.frames == 2 * len(self._data) and self.channels == 1
-                self._decoded = _decode_g722(self._data) if g722 else _decode_av(self._data, self._cap)
-            x = self._decoded[:, start : start + count]
-        else:
-            try:
-                lead = min(start, _LEAD) if self._file.format in ("MP3", "OGG") else 0
-                self._file.seek(start - lead)
-                x = self._file.read(lead + count, dtype="float32", always_2d=True).T[:, lead:]
-            except RuntimeError as error:  # LibsndfileError is one
-                raise BadSample("corrupt", str(error)) from None
+        x = self._source.read(start, count)
         if x.shape[1] < count:
             raise BadSample("truncated", f"{start + x.shape[1]} of {self.frames} samples are there")
         if not np.isfinite(x).all():
@@ -107,14 +85,36 @@ class EncodedAudio:
             self.read(start, _BLOCK)
 
 
-def _open_soundfile(data: bytes):  # type: ignore[no-untyped-def]
-    """An open SoundFile, or None when libsndfile knows no such format."""
-    import soundfile
-
+def _source(data: bytes, ext: str, max_seconds: float) -> SoundfileAudio | G722Audio | ContainerAudio:
+    if ext == "g722":
+        return G722Audio(data)
     try:
-        return soundfile.SoundFile(io.BytesIO(data))
-    except (RuntimeError, ValueError, TypeError):
-        return None
+        audio = SoundfileAudio(data)
+    except (RuntimeError, ValueError, TypeError):  # a format libsndfile does not know
+        return ContainerAudio(data, max_seconds)
+    if ext == "wav":
+        _check_riff(data)
+    return audio
+
+
+class SoundfileAudio:
+    """A file open in libsndfile; rate, channels, frames as in `EncodedAudio`. Raises RuntimeError and ValueError."""
+
+    def __init__(self, data: bytes) -> None:
+        import soundfile
+
+        self._file = soundfile.SoundFile(io.BytesIO(data))
+        self.rate, self.channels, self.frames = self._file.samplerate, self._file.channels, self._file.frames
+
+    def read(self, start: int, count: int) -> NDArray[np.float32]:
+        """float32 [C, n], less than `count` at the end. Raises BadSample: corrupt."""
+        try:
+            lead = min(start, LEAD) if self._file.format in ("MP3", "OGG") else 0
+            self._file.seek(start - lead)
+            x: NDArray[np.float32] = self._file.read(lead + count, dtype="float32", always_2d=True).T[:, lead:]
+            return x
+        except RuntimeError as error:  # LibsndfileError is one
+            raise BadSample("corrupt", str(error)) from None
 
 
 def _check_riff(data: bytes) -> None:
@@ -122,61 +122,3 @@ def _check_riff(data: bytes) -> None:
     size = int.from_bytes(data[4:8], "little")
     if data[:4] == b"RIFF" and 0 < size < 0xFFFFFFFF and size > len(data) - 8 + 1:
         raise BadSample("truncated", f"{len(data)} of {size + 8} bytes are there")
-
-
-def _probe(data: bytes, most: float) -> tuple[int, int, int]:
-    """(rate, channels, samples) by FFmpeg; where the container states no length it is decoded, up to `most` seconds."""
-    import av
-
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            if not container.streams.audio:
-                raise BadSample("no_audio", "no audio stream")
-            stream = container.streams.audio[0]
-            rate, channels = stream.rate or 0, stream.channels
-            if stream.duration and stream.time_base:
-                return rate, channels, round(float(stream.duration * stream.time_base) * rate)
-            total = 0
-            for frame in container.decode(stream):
-                total += int(frame.samples)
-                if total > most * rate:
-                    break
-            return rate, channels, total
-    except BadSample:
-        raise
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise BadSample("unsupported", f"not an audio file of a known format ({error})") from None
-
-
-def _decode_g722(data: bytes) -> NDArray[np.float32]:
-    """float32 [1, 2 * bytes]. The coder is adaptive: only a whole file decodes exactly (at 2000 times real time)."""
-    import av
-
-    codec = av.CodecContext.create("g722", "r")
-    codec.sample_rate, codec.layout = G722_RATE, "mono"  # type: ignore[attr-defined]
-    try:
-        frames = [*codec.decode(av.Packet(data)), *codec.decode(None)]  # type: ignore[attr-defined]
-    except (av.FFmpegError, ValueError) as error:
-        raise BadSample("corrupt", str(error)) from None
-    return np.concatenate([frame.to_ndarray() for frame in frames], 1).astype(np.float32) / np.float32(32768)
-
-
-def _decode_av(data: bytes, cap: int) -> NDArray[np.float32]:
-    """float32 [C, n] of the first audio stream, at most `cap` samples."""
-    import av
-
-    parts, total = [], 0
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            to_float = av.AudioResampler(format="fltp")
-            for frame in container.decode(audio=0):
-                for part in to_float.resample(frame):
-                    parts.append(part.to_ndarray())
-                    total += part.samples
-                if total > cap:
-                    raise BadSample("too_large", f"more than {cap} samples, against its header")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise BadSample("corrupt", str(error)) from None
-    if not parts:
-        raise BadSample("empty", "no samples")
-    return np.concatenate(parts, 1).astype(np.float32, copy=False)

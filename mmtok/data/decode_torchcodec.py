@@ -1,6 +1,6 @@
-"""Frames of a video by torchcodec, where the FFmpeg it needs is really there.
+"""Frames of a video and stretches of its sound by torchcodec, where the FFmpeg it needs is really there.
 
-Legend: n frames asked for, H W pixels.
+Legend: n frames asked for, H W pixels, C channels.
 
 torchcodec imports without FFmpeg's libraries, or with a version it does not know, and fails on the first file; so
 `usable` opens one. Headers, caps and timestamps stay PyAV's, which lists packets without decoding: both readers give
@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmtok.data.bad import BadSample
+from mmtok.data.decode_ffmpeg import LEAD
 from mmtok.data.decode_video import DEFAULT_CAPS, EncodedVideo, Fit, Plan, VideoCaps, VideoReader, as_is
 
 GROUP = 16  # frames that are decoded at their full size at once
@@ -66,6 +68,22 @@ class TorchcodecVideo(EncodedVideo):
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise BadSample("corrupt", " ".join(str(error).split())[:200]) from None
         return torch.cat(parts).transpose(0, 1)
+
+
+def read_sound(data: bytes, rate: int, start: int, count: int) -> NDArray[np.float32]:
+    """float32 [C, count] of the first audio stream from sample `start` on, less at the end. Raises BadSample: corrupt.
+
+    rate  Hz of the stream
+    """
+    from torchcodec.decoders import AudioDecoder
+
+    first = max(0, start - LEAD)
+    try:
+        samples = AudioDecoder(data).get_samples_played_in_range(first / rate, (start + count) / rate)
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        raise BadSample("corrupt", " ".join(str(error).split())[:200]) from None
+    skipped = start - round(samples.pts_seconds * rate)
+    return samples.data[:, skipped : skipped + count].numpy()
 
 
 def _pictures(frames: Tensor, fit: Fit) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmtok.data.decode_audio import G722_RATE
+from mmtok.data.decode_ffmpeg import G722_RATE
 
 PIECE = 1 << 16
 WRITTEN = (".wav", ".flac", ".ogg", ".opus", ".mp3")

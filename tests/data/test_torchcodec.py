@@ -12,6 +12,8 @@ from video_files import clip
 
 from mmtok.data import decode_torchcodec
 from mmtok.data.bad import BadSample
+from mmtok.data.decode_audio import EncodedAudio
+from mmtok.data.decode_ffmpeg import LEAD, ContainerAudio
 from mmtok.data.decode_torchcodec import TorchcodecVideo, open_video, usable
 from mmtok.data.decode_video import EncodedVideo, Fit, VideoCaps
 
@@ -33,6 +35,18 @@ class FakeDecoder:
         return types.SimpleNamespace(data=data, pts_seconds=torch.from_numpy(self.video.times[numbers]))
 
 
+class FakeAudioDecoder:
+    """The interface of torchcodec's AudioDecoder on samples that PyAV decodes."""
+
+    def __init__(self, source):
+        self.audio = ContainerAudio(source, 3600.0)
+
+    def get_samples_played_in_range(self, start, stop):
+        first, last = (round(t * self.audio.rate) for t in (start, stop))
+        x = torch.from_numpy(self.audio._stretch(first, last - first))
+        return types.SimpleNamespace(data=x, pts_seconds=first / self.audio.rate)
+
+
 class BrokenDecoder:
     """torchcodec without FFmpeg: it imports, and fails on the first file."""
 
@@ -44,7 +58,7 @@ class BrokenDecoder:
 def installed(monkeypatch):
     def put(decoder):
         package, inner = types.ModuleType("torchcodec"), types.ModuleType("torchcodec.decoders")
-        package.decoders, inner.VideoDecoder = inner, decoder
+        package.decoders, inner.VideoDecoder, inner.AudioDecoder = inner, decoder, FakeAudioDecoder
         monkeypatch.setitem(sys.modules, "torchcodec", package)
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", inner)
         decode_torchcodec.usable.cache_clear()
@@ -113,3 +127,22 @@ def test_faults_and_rotation(installed, decoder):
         TorchcodecVideo(clip(), VideoCaps(max_pixels=100))
     with pytest.raises(BadSample):
         TorchcodecVideo(b"no video")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_sound_of_mp4_equals_that_of_pyav(installed, monkeypatch, decoder):
+    if decoder is not None:
+        installed(decoder)
+    data = clip(frames=60, sound=True)
+    theirs = ContainerAudio(data, 3600.0)
+    whole = theirs._stretch(0, theirs.frames)
+    assert usable() and whole.shape == (1, theirs.frames) and theirs.frames > 4 * LEAD
+    monkeypatch.setattr(theirs, "_stretch", None)  # it is not PyAV that reads
+    ours = EncodedAudio(data, "m4a")
+    assert (ours.rate, ours.channels, ours.frames) == (16000, 1, theirs.frames)
+    for start, count in ((0, theirs.frames), (5, 100), (LEAD + 1, 2000), (3 * LEAD, 1), (theirs.frames - 9, 9)):
+        assert np.allclose(ours.read(start, count), whole[:, start : start + count], atol=1e-4)
+        assert np.array_equal(ours.read(start, count), theirs.read(start, count))
+    monkeypatch.setattr(sys.modules["torchcodec.decoders"], "AudioDecoder", BrokenDecoder)
+    with pytest.raises(BadSample, match="corrupt"):
+        ours.read(0, 10)
