@@ -81,6 +81,22 @@ void parallel(int threads, int64_t count, const Body& body) {
   for (auto& thread : others) thread.join();
 }
 
+// body(i, scratch) for i in 0..count-1 with `bytes` of scratch memory for each thread; 0, or 1 when memory is lacking
+template <class Body>
+int with_scratch(int threads, size_t bytes, int64_t count, const Body& body) {
+  std::atomic<int> failed{0};
+  std::atomic<int64_t> next{0};
+  parallel(threads, threads, [&](int64_t) {
+    Scratch scratch(bytes, threads <= kKept);
+    if (!scratch.get()) {
+      failed = 1;
+      return;
+    }
+    for (int64_t i; (i = next++) < count;) body(i, scratch.get());
+  });
+  return failed;
+}
+
 int useful_threads(int threads, double work) {
   int most = (int)(work / kThreadWork) + 1;
   return threads < 1 ? 1 : threads < most ? threads : most;
@@ -115,18 +131,9 @@ int run(const Isa* table, const Job& job, int64_t count, int threads) {
   int64_t chunks = (count + plan.rows - 1) / plan.rows;
   chunks = (chunks + threads - 1) / threads * threads;
   const int64_t unit = 8, rows = ((count + chunks - 1) / chunks + unit - 1) / unit * unit;
-  std::atomic<int> failed{0};
-  std::atomic<int64_t> next{0};
-  parallel(threads, threads, [&](int64_t) {
-    Scratch scratch(plan.bytes, threads <= kKept);
-    if (!scratch.get()) {
-      failed = 1;
-      return;
-    }
-    for (int64_t at; (at = next.fetch_add(rows)) < count;)
-      table->run(job, plan, at, at + rows < count ? at + rows : count, scratch.get());
+  return with_scratch(threads, plan.bytes, (count + rows - 1) / rows, [&](int64_t i, char* scratch) {
+    table->run(job, plan, i * rows, (i + 1) * rows < count ? (i + 1) * rows : count, scratch);
   });
-  return failed;
 }
 
 bool outside(const int64_t* codes, const uint8_t* mask, int64_t count, int64_t size) {
@@ -252,24 +259,16 @@ int mmtok_attention(int path, int threads, const void* q, const void* k, const v
   if (group > all) group = all;
   Scratch packed((size_t)group * bytes, false);
   if (!packed.get()) return 1;
-  std::atomic<int> failed{0};
   for (int64_t first = 0; first < all; first += group) {
     const int64_t count = first + group < all ? group : all - first;
     parallel(threads, count, [&](int64_t i) { table->attention_pack(job, first + i, packed.get() + i * bytes); });
-    std::atomic<int64_t> next{0};
-    parallel(threads, threads, [&](int64_t) {
-      Scratch scratch(table->attention_scratch(job), threads <= kKept);
-      if (!scratch.get()) {
-        failed = 1;
-        return;
-      }
-      for (int64_t i; (i = next++) < count * chunks;) {
-        const int64_t begin = i % chunks * kQueries, end = begin + kQueries < queries ? begin + kQueries : queries;
-        table->attention(job, first + i / chunks, begin, end, packed.get() + i / chunks * bytes, scratch.get());
-      }
+    const int failed = with_scratch(threads, table->attention_scratch(job), count * chunks, [&](int64_t i, char* scratch) {
+      const int64_t begin = i % chunks * kQueries, end = begin + kQueries < queries ? begin + kQueries : queries;
+      table->attention(job, first + i / chunks, begin, end, packed.get() + i / chunks * bytes, scratch);
     });
+    if (failed) return failed;
   }
-  return failed;
+  return 0;
 }
 
 // floating-point operations a second of independent multiply-adds on `threads` threads
