@@ -43,8 +43,8 @@ def test_captions_of_a_shard_are_sent_counted_and_read(tmp_path):
     # a codebook of one code: whatever is known of the colour was read in the caption
     decoder = TextTiTokDecoder(text_tokens=12, text_dim=8, **NET)
     tokenizer = TextTiTok(TiTokEncoder(**NET), VQ(4, 1), decoder, ByteText(12, 8)).train()
-    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=1e-2)
-    for step in range(400):
+    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=5e-3)
+    for step in range(500):
         out = tokenizer(batch)
         loss = (out.x - batch.x).square().mean()
         optimizer.zero_grad()
