@@ -59,23 +59,26 @@ class BlockTransformer(Causal):
         self.gradient_checkpointing = gradient_checkpointing
 
     def forward(
-        self, x: Tensor, memory: int | None = None, keep: Tensor | None = None, stream: Stream | None = None
+        self, x: Tensor, memory: int | None = None, keep: Tensor | None = None, stream: Stream | None = None,
+        wanted: int | None = None,
     ) -> Tensor:
         """A whole sequence, or the next blocks of one.
 
         memory  M, None: all tokens
         keep    bool [B, N, M]: memory tokens that others may see; a token always sees itself
+        wanted  only the last so many tokens of each block are returned; the last layer computes no others
         """
         _, count, length, _ = x.shape
+        wanted = length if wanted is None else wanted
         memory = length if memory is None else memory
         if count > 1 and count * length > TOKENS and not (self.training and torch.is_grad_enabled()):
             walk = Stream() if stream is None else stream
             parts = [
-                self._run(x[:, i : i + 1], memory, None if keep is None else keep[:, i : i + 1], walk)
+                self._run(x[:, i : i + 1], memory, None if keep is None else keep[:, i : i + 1], walk, wanted)
                 for i in range(count)
             ]
             return torch.cat(parts, 1)
-        return self._run(x, memory, keep, stream)
+        return self._run(x, memory, keep, stream, wanted)
 
     def choose(self, keep: Tensor, stream: Stream) -> None:
         """Says afterwards which memory tokens of the last block are kept, bool [B, M]: how later blocks see it."""
@@ -83,7 +86,7 @@ class BlockTransformer(Causal):
         if past.seen.shape[1]:
             stream.memory[self] = Past(past.blocks, torch.cat([past.seen[:, :-1], keep[:, None]], 1))
 
-    def _run(self, x: Tensor, memory: int, keep: Tensor | None, stream: Stream | None) -> Tensor:
+    def _run(self, x: Tensor, memory: int, keep: Tensor | None, stream: Stream | None, wanted: int) -> Tensor:
         batch, count, length, _ = x.shape
         past = Past(0, x.new_ones(batch, 0, memory, dtype=torch.bool))
         if stream is not None:
@@ -91,8 +94,8 @@ class BlockTransformer(Causal):
         mask = self._mask(past, count, length, memory, keep)
         y = x.flatten(1, 2)
         kept = None if self.window is None else (self.window - 1) * memory
-        shape = (count, length, memory)
         for layer in self.layers:
+            shape = (count, length, memory, wanted if layer is self.layers[-1] else length)
             if self.gradient_checkpointing and self.training and y.requires_grad and stream is None:
                 y = checkpoint(layer, y, mask, shape, past.blocks, kept, None, use_reentrant=False)
             else:
@@ -103,7 +106,7 @@ class BlockTransformer(Causal):
             if self.window is not None:
                 seen = seen[:, max(0, seen.shape[1] - self.window + 1) :]
             stream.memory[self] = Past(past.blocks + count, seen)
-        return y.unflatten(1, (count, length))
+        return y.unflatten(1, (count, wanted))
 
     def _mask(self, past: Past, count: int, length: int, memory: int, keep: Tensor | None) -> Tensor | None:
         """bool [B or 1, 1, N L, P M + N L]; None where everybody sees everybody."""
@@ -150,18 +153,22 @@ class BlockLayer(nn.Module):
         self.mlp = GatedMLP(dim, hidden) if gated else MLP(dim, hidden)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, shape: tuple[int, int, int], start: int, kept: int | None,
+        self, x: Tensor, mask: Tensor | None, shape: tuple[int, int, int, int], start: int, kept: int | None,
         stream: Stream | None,
     ) -> Tensor:
-        """x [B, N L, D]; shape (N, L, M), start the blocks that came before, kept the memory tokens a stream holds."""
-        x = x + self._drop(self._attend(self.norm1(x), mask, shape, start, kept, stream))
+        """x [B, N L, D] -> [B, N E, D] of the last E tokens of each block.
+
+        shape (N, L, M, E), start the blocks that came before, kept the memory tokens a stream holds
+        """
+        branch = self._attend(self.norm1(x), mask, shape, start, kept, stream)
+        x = _ends(x, shape) + self._drop(branch)
         return x + self._drop(self.mlp(self.norm2(x)))
 
     def _attend(
-        self, x: Tensor, mask: Tensor | None, shape: tuple[int, int, int], start: int, kept: int | None,
+        self, x: Tensor, mask: Tensor | None, shape: tuple[int, int, int, int], start: int, kept: int | None,
         stream: Stream | None,
     ) -> Tensor:
-        count, length, memory = shape
+        count, length, memory, _ = shape
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.rope_base is not None:
             places = torch.arange(start * length, (start + count) * length, device=x.device)
@@ -174,6 +181,7 @@ class BlockLayer(nn.Module):
                 for old, new in ((old_k, k), (old_v, v))
             )
             k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
+        q, mask = _ends(q, shape), None if mask is None else _ends(mask, shape)
         rate = self.dropout if self.training else 0.0
         if mask is None and not rate:
             y = attention(q, k, v)
@@ -197,6 +205,12 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def _ends(x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """[..., N L, D] -> [..., N E, D]: the last E of the L tokens of each block."""
+    count, length, _, wanted = shape
+    return x if wanted == length else x.unflatten(-2, (count, length))[..., length - wanted :, :].flatten(-3, -2)
 
 
 def _last(x: Tensor, count: int | None) -> Tensor:

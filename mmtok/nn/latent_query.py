@@ -103,7 +103,7 @@ class LatentQueryEncoder(LatentQueryLayout):
         patches = patches.unflatten(1, (count, -1)).flatten(2, 3)
         queries = self.latents.unflatten(0, (self.blocks, -1))[place : place + count]
         y = torch.cat([patches, queries.expand(x.shape[0], -1, -1, -1)], 2)
-        return self.transformer(y, stream=stream)[:, :, -self.num_latents :]
+        return self.transformer(y, stream=stream, wanted=self.num_latents)
 
 
 class LatentQueryDecoder(LatentQueryLayout):
@@ -174,7 +174,7 @@ class LatentQueryDecoder(LatentQueryLayout):
         depth = whole if count > 1 else min(whole, -(-frames // self.patch[0]))
         queries = self.positions.unflatten(0, (self.blocks, whole))[place : place + count, :depth].flatten(1, 2)
         queries = (queries + self.query).expand(rows, -1, -1, -1)
-        y = self.transformer(torch.cat([latents, queries], 2), length, seen, stream)[:, :, length:]
+        y = self.transformer(torch.cat([latents, queries], 2), length, seen, stream, queries.shape[2])
         y = self.pixels(self.norm(y)).unflatten(-1, (*self.patch, 3)).unflatten(2, (depth, *self.grid))
         # [R, count, t, h, w, pt, p1, p2, 3] -> [R, 3, count t pt, h p1, w p2]
         y = y.permute(0, 8, 1, 2, 5, 3, 6, 4, 7).flatten(7, 8).flatten(5, 6).flatten(2, 4)
