@@ -19,7 +19,7 @@ from mmtok.data.bad import BadSample
 from mmtok.data.batches import Bad
 from mmtok.data.decode import to_float
 from mmtok.data.decode_torchcodec import open_video
-from mmtok.data.decode_video import DEFAULT_CAPS, EXTENSIONS, Fit, Plan, VideoCaps, VideoReader
+from mmtok.data.decode_video import DEFAULT_CAPS, EXTENSIONS, EncodedVideo, Fit, Plan, VideoCaps, VideoReader
 from mmtok.data.reader import Reader
 from mmtok.types import Batch
 
@@ -131,7 +131,12 @@ class VideoItems:
         ext, data = next(iter(members.items()))
         rng = random.Random(seed)
         video: VideoReader
-        video = still.StillImage(data, self.caps.max_pixels) if ext in still.EXTENSIONS else open_video(data, self.caps)
+        if ext in still.EXTENSIONS:
+            video = still.StillImage(data, self.caps.max_pixels)
+        elif self.crop is not None:
+            video = open_video(data, self.caps)
+        else:  # what is measured must not depend on the libraries of a machine: readers resize differently
+            video = EncodedVideo(data, self.caps)
         place = rng.random() if self.crop is not None else 0.5
         numbers, rate = choose_frames(video, size[0], self.fps, place, self.short)
         target = (size[1], size[2])

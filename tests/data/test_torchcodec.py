@@ -16,6 +16,7 @@ from mmtok.data.decode_audio import EncodedAudio
 from mmtok.data.decode_ffmpeg import LEAD, ContainerAudio
 from mmtok.data.decode_torchcodec import TorchcodecVideo, open_video, usable
 from mmtok.data.decode_video import EncodedVideo, Fit, VideoCaps
+from mmtok.data.video import ClipCrop, VideoItems, cover
 
 REAL = usable()
 
@@ -127,6 +128,21 @@ def test_faults_and_rotation(installed, decoder):
         TorchcodecVideo(clip(), VideoCaps(max_pixels=100))
     with pytest.raises(BadSample):
         TorchcodecVideo(b"no video")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_is_measured_is_always_pyavs(installed, monkeypatch, decoder):
+    if decoder is not None:
+        installed(decoder)
+    data, used = clip(frames=9), []
+    reader = types.SimpleNamespace(read=lambda sample, extensions: {"mp4": data})
+    frames = EncodedVideo.frames
+    monkeypatch.setattr(TorchcodecVideo, "frames", lambda self, *rest: used.append(1) or frames(self, *rest))
+    measured = VideoItems(reader, None, None, "hold", False).load(0, (5, 32, 32), 0).x
+    alone = EncodedVideo(data).frames(range(2, 7), lambda size: cover(size, (32, 32)))
+    assert not used and torch.equal(measured, alone)
+    VideoItems(reader, None, ClipCrop(), "hold", False).load(0, (5, 32, 32), 0)
+    assert used
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
