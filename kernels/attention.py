@@ -1,4 +1,4 @@
-"""Attention of every query over every key on a CPU with 512-bit vectors, registered with torch.
+"""Attention of every query over every key on a CPU with vectors of 256 bits or more, registered with torch.
 
 Legend: B batch, H heads, L queries, K keys, D dimensions of a head.
 """
@@ -34,7 +34,7 @@ def _serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     if not q.dtype == k.dtype == v.dtype or q.shape[2] * k.shape[2] < WORTH_IT:
         return False
-    return dispatch.cpu_path()[0].startswith("avx512")
+    return dispatch.cpu_path()[0] in ("avx512bf16", "avx512", "avx2")
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -76,6 +76,17 @@ def test_the_operator_on_every_path(path):
         assert torch.allclose(attention(q, k, v, 0.3).double(), exact(q, k, v, 0.3), atol=5e-6)
 
 
+@needs_library
+@pytest.mark.parametrize("path", [path for path in NATIVE if path != "portable"])
+def test_paths_that_are_faster_than_torch_serve(path, monkeypatch):
+    used = []
+    monkeypatch.setattr(native, "attention", lambda q, k, v, scale: used.append(scale) or q)
+    q, k, v = torch.randn(3, 1, 2, 200, 16).unbind(0)
+    with forced(path):
+        attention(q, k, v)
+    assert used == [0.25]
+
+
 def test_gradients_types_and_few_scores_are_left_to_torch(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(native, "attention", None)  # not called below
