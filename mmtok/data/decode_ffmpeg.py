@@ -63,11 +63,10 @@ class ContainerAudio:
                 stream = container.streams.audio[0]
                 self.rate, self.channels = stream.rate or 0, stream.channels
                 self._exact = "mp4" in container.format.name and bool(stream.duration)
+                self._most, self.frames = int(max_seconds * self.rate), 0
                 if self._exact:
                     self.frames = round(float(stream.duration * stream.time_base) * self.rate)
                 else:
-                    self._most = int(max_seconds * self.rate)
-                    self.frames = 0
                     for frame in container.decode(stream):
                         self.frames += int(frame.samples)
                         if self.frames > self._most:
@@ -76,7 +75,7 @@ class ContainerAudio:
             raise BadSample("unsupported", f"not an audio file of a known format ({error})") from None
 
     def read(self, start: int, count: int) -> NDArray[np.float32]:
-        """float32 [C, n], less than `count` at the end. Raises BadSample: corrupt, too_large."""
+        """float32 [C, n], less than `count` at the end. Raises BadSample: corrupt."""
         from mmtok.data.decode_torchcodec import read_sound, usable
 
         if not self._exact:
@@ -92,11 +91,12 @@ class ContainerAudio:
     def _whole(self) -> NDArray[np.float32]:
         return self._stretch(0, self._most)
 
-    def _stretch(self, start: int, count: int) -> NDArray[np.float32]:
+    def _stretch(self, start: int, count: int, seek: bool = True) -> NDArray[np.float32]:
         import av
 
         parts: list[NDArray[Any]] = []
-        begin, at = None if start > LEAD else 0, 0  # number of the first decoded sample, and of the next
+        # number of the first decoded sample, once it is known, and of the next
+        begin, at = None if seek and start > LEAD else 0, 0
         try:
             with self._open() as container:
                 stream, to_float = container.streams.audio[0], av.AudioResampler(format="fltp")
@@ -104,7 +104,10 @@ class ContainerAudio:
                     container.seek(round((start - LEAD) / self.rate / stream.time_base), stream=stream)
                 for frame in container.decode(stream):
                     if begin is None:
-                        begin = at = round(float((frame.pts - (stream.start_time or 0)) * frame.time_base) * self.rate)
+                        since = None if frame.pts is None else (frame.pts - (stream.start_time or 0)) * frame.time_base
+                        if since is None or since * self.rate > start:  # the seek went too far
+                            return self._stretch(start, count, seek=False)
+                        begin = at = round(float(since * self.rate))
                     for part in to_float.resample(frame):
                         parts.append(part.to_ndarray())
                         at += part.samples

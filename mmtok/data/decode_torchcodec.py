@@ -83,6 +83,8 @@ def read_sound(data: bytes, rate: int, start: int, count: int) -> NDArray[np.flo
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         raise BadSample("corrupt", " ".join(str(error).split())[:200]) from None
     skipped = start - round(samples.pts_seconds * rate)
+    if skipped < 0:
+        raise BadSample("corrupt", f"no sample at {start / rate:.2f} s")
     return samples.data[:, skipped : skipped + count].numpy()
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from mmtok.data import decode_torchcodec
 from mmtok.data.audio import AudioItems, ClipOptions, mix
 from mmtok.data.audio_samples import OWN
 from mmtok.data.bad import BadSample
 from mmtok.data.decode_audio import AudioCaps, EncodedAudio
+from mmtok.data.decode_ffmpeg import ContainerAudio
 from mmtok.data.loudness import RandomGain, TargetLevel, level
 from mmtok.data.resample import ResampleStream, resample, resampled_length
 
@@ -96,6 +98,31 @@ def test_what_libsndfile_refuses_goes_to_ffmpeg(ext, container, rate):
     audio.check()
     with pytest.raises(BadSample, match="truncated|corrupt|unsupported"):
         EncodedAudio(aac(x, rate, "mp4")[:20000], ext).check()
+
+
+def test_a_seek_that_goes_too_far_is_mended(monkeypatch):
+    audio = EncodedAudio(aac(tones(seconds=4.0), RATE, "mp4"), "m4a")
+    wanted, opened = audio.read(30000, 500), ContainerAudio._open
+
+    class Far:
+        def __init__(self, container):
+            self.container = container
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.container.close()
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def seek(self, place, stream):
+            self.container.seek(place + 40000, stream=stream)
+
+    monkeypatch.setattr(decode_torchcodec, "usable", lambda: False)
+    monkeypatch.setattr(ContainerAudio, "_open", lambda self: Far(opened(self)))
+    assert np.array_equal(audio.read(30000, 500), wanted)
 
 
 @pytest.mark.parametrize(
