@@ -25,7 +25,8 @@ from mmtok.data.decode_video import EncodedVideo, Fit
 
 TICK = Fraction(1, 90000)
 # without cpu-independent, x264 decides by approximate reciprocals, of which every maker of processors has its own
-OPTIONS = {"preset": "veryfast", "crf": "17", "x264-params": "log-level=none:cpu-independent=1"}
+X264 = "log-level=none:cpu-independent=1"
+OPTIONS = {"preset": "veryfast", "crf": "17", "x264-params": X264}
 
 
 @dataclass(frozen=True)

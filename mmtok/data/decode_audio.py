@@ -50,13 +50,14 @@ class EncodedAudio:
         if not data:
             raise BadSample("empty", "0 bytes")
         self._source = _source(data, ext, caps.max_seconds)
-        self.rate, self.channels, self.frames = self._source.rate, self._source.channels, self._source.frames
+        self.rate, self.channels = self._source.rate, self._source.channels
         if not 1 <= self.rate <= caps.max_rate:
             raise BadSample("too_large", f"{self.rate} Hz, the cap is {caps.max_rate}")
         if self.rate < caps.min_rate:
             raise BadSample("low_rate", f"{self.rate} Hz, at least {caps.min_rate} is wanted")
         if not 1 <= self.channels <= caps.max_channels:
             raise BadSample("too_large", f"{self.channels} channels, the cap is {caps.max_channels}")
+        self.frames = self._source.frames  # which may decode the file: last
         if self.frames > caps.max_seconds * self.rate:
             raise BadSample("too_large", f"{self.frames / self.rate:.0f} s, the cap is {caps.max_seconds:.0f}")
         if self.frames < 1:

@@ -48,11 +48,12 @@ class ContainerAudio:
     """The first audio stream of a container; rate, channels, frames as in `EncodedAudio`.
 
     MP4 states its length and the place of every sample: stretches of it are sought. Of other containers both are
-    guesses, so those are decoded as a whole, once.
+    guesses, so those are decoded as a whole, once, when `frames` or samples are asked for: look at rate and channels
+    before. Of more than `max_seconds` only one sample more is decoded.
     """
 
     def __init__(self, data: bytes, max_seconds: float) -> None:
-        """Raises BadSample: unsupported, no_audio. Without a stated length at most `max_seconds` are decoded."""
+        """Raises BadSample: unsupported, no_audio."""
         import av
 
         self._data = data
@@ -62,23 +63,22 @@ class ContainerAudio:
                     raise BadSample("no_audio", "no audio stream")
                 stream = container.streams.audio[0]
                 self.rate, self.channels = stream.rate or 0, stream.channels
-                self._exact = "mp4" in container.format.name and bool(stream.duration)
-                self._most, self.frames = int(max_seconds * self.rate), 0
-                if self._exact:
-                    self.frames = round(float(stream.duration * stream.time_base) * self.rate)
-                else:
-                    for frame in container.decode(stream):
-                        self.frames += int(frame.samples)
-                        if self.frames > self._most:
-                            break
+                self._most, self._stated = int(max_seconds * self.rate), 0
+                if "mp4" in container.format.name and stream.duration:
+                    self._stated = round(float(stream.duration * stream.time_base) * self.rate)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise BadSample("unsupported", f"not an audio file of a known format ({error})") from None
+
+    @property
+    def frames(self) -> int:
+        """Raises BadSample: corrupt."""
+        return self._stated or self._whole.shape[1]
 
     def read(self, start: int, count: int) -> NDArray[np.float32]:
         """float32 [C, n], less than `count` at the end. Raises BadSample: corrupt."""
         from mmtok.data.decode_torchcodec import read_sound, usable
 
-        if not self._exact:
+        if not self._stated:
             return self._whole[:, start : start + count]
         return read_sound(self._data, self.rate, start, count) if usable() else self._stretch(start, count)
 
@@ -89,7 +89,7 @@ class ContainerAudio:
 
     @functools.cached_property
     def _whole(self) -> NDArray[np.float32]:
-        return self._stretch(0, self._most)
+        return self._stretch(0, self._most + 1)
 
     def _stretch(self, start: int, count: int, seek: bool = True) -> NDArray[np.float32]:
         import av

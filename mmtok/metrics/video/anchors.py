@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmtok.data.clips import X264
+
 SWEEPS = {
     "x264": ((2, 48), (2, 40), (2, 32), (1, 48), (1, 40), (1, 32), (1, 24)),
     "x265": ((2, 48), (2, 40), (2, 32), (1, 48), (1, 40), (1, 32), (1, 24)),
@@ -67,7 +69,7 @@ def encode_clip(clip: Tensor, rate: float, setting: VideoSetting) -> bytes:
     frames = clip.permute(1, 2, 3, 0).contiguous().cpu().numpy()
     height, width = (max(2, round(n / setting.scale / 2) * 2) for n in frames.shape[1:3])
     options = {
-        "x264": {"preset": "medium", "x264-params": f"log-level=none:cpu-independent=1:keyint={len(frames)}"},
+        "x264": {"preset": "medium", "x264-params": f"{X264}:keyint={len(frames)}"},
         "x265": {"preset": "medium", "x265-params": "log-level=none:info=0:keyint=-1:pools=none:frame-threads=1"},
         "svtav1": {"preset": "8", "svtav1-params": "keyint=-1:lp=1"},
     }[setting.codec]
